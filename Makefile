@@ -1,0 +1,66 @@
+# Flota: every task has one definition, and it is here. `make` alone lists them.
+# Needs only make, git and a Python >= 3.11 with a package index in reach.
+
+PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
+BIN := .venv/bin
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run check format test test-deps bench docs firmware firmware-check requirements clean
+
+help: ## List the tasks
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.venv/.flota-run: requirements/run.txt pyproject.toml tools/bootstrap.py
+	@test -n "$(PYTHON)" || { echo "Flota needs Python 3.11 or newer" >&2; exit 1; }
+	@$(PYTHON) tools/bootstrap.py run && touch $@
+
+.venv/.flota-dev: requirements/dev.txt pyproject.toml tools/bootstrap.py
+	@test -n "$(PYTHON)" || { echo "Flota needs Python 3.11 or newer" >&2; exit 1; }
+	@$(PYTHON) tools/bootstrap.py dev && touch .venv/.flota-run $@
+
+setup: .venv/.flota-dev ## Make .venv with everything for development
+
+demo: .venv/.flota-run ## A fleet of virtual devices updates on this machine (KEEP=1 leaves the server up)
+	@$(BIN)/flota demo $(if $(KEEP),--keep)
+
+run: .venv/.flota-run ## Start the server with ./flota-data
+	@$(BIN)/flota up --data flota-data
+
+check: .venv/.flota-dev ## Format, lint, strict types, import contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.flota-dev ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: .venv/.flota-dev ## The test-suite
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup
+
+test-deps: .venv/.flota-dev ## Install what some tests need and pip cannot bring (Debian packages)
+	@sh tools/install-test-deps.sh
+
+bench: .venv/.flota-dev ## Every benchmark, each side by side with a peer
+	@set -e; for figure in benchmarks/[a-z]*.py; do echo "== $$figure"; $(BIN)/python $$figure; done
+
+docs: .venv/.flota-dev ## Check the documentation: links, commands and generated parts
+	$(BIN)/pytest -q tests/house/test_documentation.py
+
+firmware: ## Rebuild the sample firmware (needs gcc-riscv64-unknown-elf)
+	sh examples/firmware/build.sh
+
+firmware-check: ## Rebuild the sample firmware and compare it with the committed files
+	sh examples/firmware/check.sh
+
+requirements: ## Pin the newest versions that fit, with hashes (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade \
+		--no-emit-index-url pyproject.toml requirements/build.in -o requirements/run.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade \
+		--no-emit-index-url --extra test pyproject.toml requirements/build.in -c requirements/run.txt -o requirements/dev.txt
+
+clean: ## Remove the environment and all caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

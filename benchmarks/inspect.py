@@ -1,0 +1,91 @@
+"""How long `inspect()` takes on a 4 MiB image, against reading and SHA-256-hashing the same file; and `flota --help`.
+
+Goals: at most 3 times as long; under 0.3 s of CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# This file is called like a module of the standard library: keep its directory out of the way of everything below.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+
+from flota.images.esp_app import pack_app  # noqa: E402
+from flota.images.esp_chips import MIB, chip_named  # noqa: E402
+from flota.images.esp_layout import AppIdentity, MemoryPiece, PackOptions, build_app  # noqa: E402
+from flota.images.inspection import inspect  # noqa: E402
+from flota.images.model import ImageFormat  # noqa: E402
+
+IMAGE_SIZE = 4 * MIB
+RUNS = 5
+GOAL_RATIO = 3.0
+GOAL_HELP_CPU_S = 0.3
+
+
+def image_of_size(size: int) -> bytes:
+    """An ESP32-C3 app image of exactly `size` bytes, its bulk random as compressed assets are."""
+    code = MemoryPiece(0x4200_0020, b"\x13\x00\x00\x00" * 4096)
+    options = PackOptions(pad_to=size, padding=random.Random(1).randbytes(size))
+    chip = chip_named("esp32-c3")
+    return pack_app(
+        build_app([code], chip=chip, entry=code.address, identity=AppIdentity("1.0", "bench"), options=options)
+    )
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def inspect_ratio(path: Path) -> tuple[float, float, float]:
+    """Median seconds of hashing and of inspecting (both with reading), and the median of the ratios of the pairs."""
+    hashing, inspecting = [], []
+    for _ in range(RUNS + 1):
+        hashing.append(seconds(lambda: hashlib.sha256(path.read_bytes()).digest()))
+        inspecting.append(seconds(lambda: inspect(path.read_bytes())))
+    ratios = [ours / theirs for ours, theirs in zip(inspecting[1:], hashing[1:], strict=True)]
+    return statistics.median(hashing[1:]), statistics.median(inspecting[1:]), statistics.median(ratios)
+
+
+def help_cpu_s() -> float:
+    """Median CPU seconds (user and system) of `flota --help`."""
+    spent = []
+    for _ in range(RUNS):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "flota", "--help"], check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return statistics.median(spent)
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "app.bin"
+        path.write_bytes(image_of_size(IMAGE_SIZE))
+        found = inspect(path.read_bytes())
+        assert found.format is ImageFormat.ESP_APP
+        assert found.errors == ()
+        assert found.file_size == IMAGE_SIZE
+        hashing, inspecting, ratio = inspect_ratio(path)
+    print(f"read and SHA-256 4 MiB   {hashing * 1000:7.2f} ms")
+    print(f"read and inspect 4 MiB   {inspecting * 1000:7.2f} ms")
+    print(f"ratio                    {ratio:7.2f}     (goal: at most {GOAL_RATIO})")
+    cpu = help_cpu_s()
+    print(f"flota --help             {cpu:7.3f} s CPU (goal: under {GOAL_HELP_CPU_S})")
+    print(f"machine                  {os.cpu_count()} cores, Python {sys.version.split()[0]}")
+    return 0 if ratio <= GOAL_RATIO and cpu < GOAL_HELP_CPU_S else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

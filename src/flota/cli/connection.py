@@ -1,0 +1,73 @@
+"""How a command finds its server: the three options that every client command takes, and what becomes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flota.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from flota.client.management import ManagementClient
+
+_PANEL = "Server"
+
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server", metavar="URL", help="The server [FLOTA_SERVER, else a local `flota up`].", rich_help_panel=_PANEL
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token", metavar="TOKEN", help="Access token [FLOTA_TOKEN, else the local one].", rich_help_panel=_PANEL
+    ),
+]
+CaCert = Annotated[
+    str | None,
+    typer.Option(
+        "--cacert", metavar="FILE", help="Certificate authorities to trust [FLOTA_CACERT].", rich_help_panel=_PANEL
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+def connect(server: str | None, token: str | None, cacert: str | None) -> ManagementClient:
+    """Return a client of the server that the options, the environment or a local `flota up` name."""
+    from flota.client.discovery import find_server
+    from flota.client.management import ManagementClient
+
+    found = find_server(server, token, cacert)
+    return ManagementClient(found.url, found.token, verify=found.cacert if found.cacert is not None else True)
+
+
+def read_text_file(path: Path, *, max_bytes: int) -> str:
+    """Return a file's text. Raises `InvalidInput` if it cannot be read, is too large or is not UTF-8."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}", found=error.strerror or str(error)) from error
+    if len(data) > max_bytes:
+        raise InvalidInput(f"{path} is too large", expected=f"at most {max_bytes} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InvalidInput(
+            f"{path} is not UTF-8",
+            offset=error.start,
+            expected="text in UTF-8",
+            found=f"byte 0x{data[error.start]:02x} in line {line}",
+            hint="Save the file as UTF-8.",
+        ) from error
+
+
+def comma_list(text: str | None) -> list[str] | None:
+    """Return the words between commas, surrounding spaces removed; None for None."""
+    if text is None:
+        return None
+    return [word.strip() for word in text.split(",") if word.strip()]

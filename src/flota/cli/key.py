@@ -1,0 +1,147 @@
+"""`flota key`: make and look at signing keys. They never leave the machine that they are made on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from flota.cli.output import echo, echo_json, print_table
+from flota.cli.signers import (
+    PRIVATE_SUFFIX,
+    PUBLIC_SUFFIX,
+    find_key,
+    keys_directory,
+    named_key_path,
+    read_password,
+    read_private_key,
+    read_public_key,
+)
+from flota.errors import Conflict, FlotaError, InvalidInput
+
+if TYPE_CHECKING:
+    from flota.trust.keys import PublicKey
+
+app = typer.Typer(no_args_is_help=True, help="Signing keys.")
+
+_NAME = typer.Argument(None, metavar="NAME", help="Kept in the key directory under this name (FLOTA_KEYS).")
+_OUT = typer.Option(None, "-o", "--output", metavar="FILE", help="Write the key here instead; FILE.pub beside it.")
+_KIND = typer.Option("p256", "--kind", help="Kind of key.")
+_PROMPT = typer.Option(False, "--password-prompt", help="Ask for a password on the terminal.")
+_PASSWORD_FILE = typer.Option(None, "--password-file", metavar="FILE", help="The password is this file's first line.")
+_JSON = typer.Option(False, "--json", help="Print as JSON.")
+
+
+@app.command()
+def create(
+    name: str | None = _NAME,
+    output: Path | None = _OUT,
+    kind: Literal["p256", "ed25519"] = _KIND,
+    password_prompt: bool = _PROMPT,
+    password_file: Path | None = _PASSWORD_FILE,
+    as_json: bool = _JSON,
+) -> None:
+    """Make a signing key: the private half with mode 0600, the public half beside it.
+
+    flota key create release
+
+    flota key create -o release.pem --kind ed25519 --password-prompt
+    """
+    from flota.durable_files import PRIVATE_FILE_MODE, write_durably
+    from flota.trust.keys import PrivateKey
+
+    if (name is None) == (output is None):
+        raise InvalidInput("where should the key go?", hint="Give a NAME, or a file with -o.")
+    private_path = output if output is not None else named_key_path(name or "")
+    public_path = private_path.with_suffix(PUBLIC_SUFFIX)
+    for path in (private_path, public_path):
+        if path.exists():
+            raise Conflict(
+                "there is a file of that name already",
+                found=str(path),
+                hint="Nothing was changed; choose another.",
+            )
+    password = read_password(prompt=password_prompt, password_file=password_file, confirm=True)
+    key = PrivateKey.generate(kind)
+    try:
+        private_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_durably(private_path, key.to_pem(password), mode=PRIVATE_FILE_MODE)
+        write_durably(public_path, key.public_pem.encode("ascii"))
+    except OSError as error:
+        raise InvalidInput(f"the key cannot be written: {error.strerror}", found=str(private_path)) from error
+    if as_json:
+        echo_json(_facts(key.public) | {"private_key": str(private_path), "public_key": str(public_path)})
+        return
+    echo(f"key id       {key.key_id}")
+    echo(f"private key  {private_path} ({'encrypted' if password else 'not encrypted'}; back it up, show it to nobody)")
+    echo(f"public key   {public_path}")
+
+
+@app.command("list")
+def list_keys(as_json: bool = _JSON) -> None:
+    """List the named keys."""
+    rows = []
+    directory = keys_directory()
+    for path in sorted(directory.glob(f"*{PRIVATE_SUFFIX}")) if directory.is_dir() else []:
+        try:
+            public = _public_half(str(path), None)
+            rows.append({"name": path.stem, **_facts(public), "path": str(path)})
+        except FlotaError as error:
+            rows.append({"name": path.stem, "kind": "?", "key_id": error.message, "path": str(path)})
+    if as_json:
+        echo_json(rows)
+    elif rows:
+        print_table(["name", "kind", "key id"], [(row["name"], row["kind"], row["key_id"]) for row in rows])
+    else:
+        echo(f"no keys in {directory}; `flota key create NAME` makes one")
+
+
+@app.command()
+def show(
+    key: str = typer.Argument(..., metavar="KEY", help="Name or file of a private or public key."),
+    public: bool = typer.Option(False, "--public", help="Print only the public key, in PEM."),
+    trust: bool = typer.Option(False, "--trust", help="Print a trust file for devices and gateways (--trust FILE)."),
+    password_prompt: bool = _PROMPT,
+    password_file: Path | None = _PASSWORD_FILE,
+    as_json: bool = _JSON,
+) -> None:
+    """Show a key's id and public half.
+
+    flota key show release
+
+    flota key show release --trust > trust.json
+    """
+    shown = _public_half(key, read_password(prompt=password_prompt, password_file=password_file))
+    if public:
+        echo(shown.pem.rstrip("\n"))
+    elif trust:
+        from flota.trust.trust_file import TrustedSigners, pack_trust_file
+
+        echo(pack_trust_file(TrustedSigners.of([shown.pem])).decode("ascii").rstrip("\n"))
+    elif as_json:
+        echo_json(_facts(shown) | {"public_key": shown.pem})
+    else:
+        echo(f"kind    {shown.kind}")
+        echo(f"key id  {shown.key_id}")
+        echo(shown.pem.rstrip("\n"))
+
+
+def _public_half(reference: str, password: str | None) -> PublicKey:
+    """Return the public key of a private or public key file; an encrypted key's from NAME.pub beside it."""
+    from flota.trust.keys import PasswordNeeded, PublicKey
+
+    path = find_key(reference)
+    if path.suffix == PUBLIC_SUFFIX or b"PRIVATE KEY" not in path.read_bytes()[:64]:
+        return PublicKey.from_pem(read_public_key(str(path)))
+    try:
+        return read_private_key(str(path), password).public
+    except PasswordNeeded:
+        beside = path.with_suffix(PUBLIC_SUFFIX)
+        if not beside.is_file():
+            raise
+        return PublicKey.from_pem(read_public_key(str(beside)))
+
+
+def _facts(key: PublicKey) -> dict[str, object]:
+    return {"kind": key.kind.value, "key_id": key.key_id, "algorithm": key.algorithm.value}

@@ -1,0 +1,296 @@
+"""`flota lab`: virtual devices to try things with: run one, flash it, read it, pull its plug."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flota.cli.output import echo, echo_json, print_table, warn
+
+if TYPE_CHECKING:
+    from flota.images.esp_partitions import PartitionTable
+    from flota.lab.fleet import DeviceSpec, RunningDevice
+    from flota.virtual.events import DeviceEvent
+
+app = typer.Typer(help="Virtual devices: run, flash, read, cut the power.", no_args_is_help=True, add_completion=False)
+
+State = Annotated[
+    Path, typer.Option("--state", metavar="DIR", help="The device's directory: its flash and its memory.")
+]
+
+
+@app.command()
+def boards(as_json: Annotated[bool, typer.Option("--json", help="As data.")] = False) -> None:
+    """List the boards that can be run virtually."""
+    from flota.boards.catalogue import BOARDS
+
+    rows = [_board_row(BOARDS[name]) for name in BOARDS]
+    if as_json:
+        echo_json(rows)
+        return
+    print_table(
+        ["board", "boot", "flash", "slots", "dialects"],
+        [[row["name"], row["boot"], row["flash"], row["slots"], row["dialects"]] for row in rows],
+    )
+
+
+@app.command()
+def run(
+    board: Annotated[str, typer.Argument(help="Board name, see `flota lab boards`.")],
+    state: State,
+    name: Annotated[str | None, typer.Option("--name", help="The device's name; default: its directory's.")] = None,
+    server: Annotated[str | None, typer.Option("--server", metavar="URL", help="Where it looks for updates.")] = None,
+    token: Annotated[str | None, typer.Option("--token", envvar="FLOTA_DEVICE_TOKEN", help="Its own token.")] = None,
+    type_: Annotated[str | None, typer.Option("--type", help="Its device type; default: the board's name.")] = None,
+    dialect: Annotated[
+        str | None, typer.Option("--dialect", help="http-update, esp-https-ota or ddi; default by board.")
+    ] = None,
+    tenant: Annotated[str, typer.Option("--tenant", help="Tenant in DDI addresses.")] = "DEFAULT",
+    speed: Annotated[
+        float, typer.Option("--speed", help="Poll, erase, program, reboot and self-test that much faster.")
+    ] = 1,
+    cacert: Annotated[
+        Path | None, typer.Option("--cacert", metavar="FILE", help="CA that it trusts for https.")
+    ] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option("--trust", metavar="FILE", help="Signers that it trusts (ddi); else unsigned is fine."),
+    ] = None,
+    poll_interval: Annotated[
+        float | None, typer.Option("--poll-interval", metavar="S", help="Seconds between polls, before --speed.")
+    ] = None,
+    firmware: Annotated[
+        Path | None,
+        typer.Option("--firmware", metavar="FILE", help="Put into it if it is blank; default: our sample 1.0.0."),
+    ] = None,
+    partitions: Annotated[
+        Path | None, typer.Option("--partitions", metavar="CSV", help="Partition table for a blank device.")
+    ] = None,
+    build: Annotated[
+        str | None,
+        typer.Option("--boot-build", help="plain, rollback (default) or anti-rollback; kept in the directory."),
+    ] = None,
+    fetch: Annotated[str, typer.Option("--fetch", help="esp-https-ota: plain, resume or partial.")] = "resume",
+    mac: Annotated[str | None, typer.Option("--mac", help="Its MAC; default: made from the name.")] = None,
+    hardware_revision: Annotated[str | None, typer.Option("--hardware-revision", help="Its hardware revision.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Run a virtual device until Ctrl-C. Killing the process is a power cut; start it again and it boots.
+
+    Example: flota lab run esp32-c3 --name pump-1 --state ./pump-1 --server http://127.0.0.1:8080 --speed 20
+    """
+    from flota.lab.fleet import DeviceSpec, Dialect
+    from flota.virtual.agents.esp_https_ota import FetchMode
+    from flota.virtual.boot.esp_idf import BootBuild
+
+    spec = DeviceSpec(
+        name=name or state.resolve().name,
+        board=board,
+        state=state,
+        server=server,
+        token=token,
+        device_type=type_,
+        dialect=None if dialect is None else _choice(Dialect, dialect, "--dialect"),
+        tenant=tenant,
+        speed=speed,
+        cacert=cacert,
+        signers=_read_trust(trust),
+        poll_interval_s=poll_interval,
+        firmware=_factory_firmware(board, firmware, state),
+        firmware_version="1.0.0" if firmware is None else None,
+        table=_read_partitions(board, partitions),
+        build=None if build is None else _choice(BootBuild, build, "--boot-build"),
+        fetch_mode=_choice(FetchMode, fetch, "--fetch"),
+        mac=_checked_mac(mac),
+        hardware_revision=hardware_revision,
+    )
+    _run(spec, as_json=as_json)
+
+
+@app.command()
+def flash(
+    board: Annotated[str, typer.Argument(help="Board name.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="App image, merged image, partition table, or anything with --at.")
+    ],
+    state: State,
+    at: Annotated[str | None, typer.Option("--at", metavar="ADDR", help="Flash address, e.g. 0x10000.")] = None,
+    erase: Annotated[bool, typer.Option("--erase", help="Erase everything first.")] = False,
+    partitions: Annotated[
+        Path | None, typer.Option("--partitions", metavar="CSV", help="Write this table too.")
+    ] = None,
+) -> None:
+    """Write a file to a device that is not running, as a programmer would over its cable."""
+    from flota.lab.programmer import flash_file
+    from flota.lab.state_directory import StateDirectory
+
+    directory = StateDirectory(state)
+    with directory:
+        record = directory.introduce(board)
+        where = flash_file(
+            directory,
+            record,
+            _read(file),
+            address=None if at is None else _address(at),
+            erase=erase,
+            table=_read_partitions(board, partitions),
+        )
+    echo(where)
+
+
+@app.command(name="read-slot")
+def read_slot(
+    state: State,
+    slot: Annotated[str, typer.Option("--slot", help="ota_0, ota_1, slot_a, …, or running.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where the image goes.")],
+) -> None:
+    """Write exactly the image file in a slot to FILE, without the erased rest of the slot."""
+    from flota.durable_files import write_durably
+    from flota.lab import programmer
+    from flota.lab.state_directory import StateDirectory
+
+    name, image = programmer.read_slot(StateDirectory(state), slot)
+    write_durably(output, image)
+    echo(f"{len(image)} bytes of {name} to {output}")
+
+
+@app.command()
+def reset(state: State) -> None:
+    """Press the reset button of a running device."""
+    import signal
+
+    from flota.lab.state_directory import StateDirectory
+
+    pid = StateDirectory(state).send(signal.SIGHUP)
+    echo(f"reset (process {pid})")
+
+
+@app.command(name="power-cut")
+def power_cut(state: State) -> None:
+    """Pull the plug of a running device: its process dies at once. `flota lab run` puts it back in."""
+    import signal
+
+    from flota.lab.state_directory import StateDirectory
+
+    pid = StateDirectory(state).send(signal.SIGKILL)
+    echo(f"power cut (process {pid})")
+
+
+# --- running ------------------------------------------------------------------------------------------------------------
+
+
+def _run(spec: DeviceSpec, *, as_json: bool) -> None:
+    import asyncio
+    import json
+
+    from flota.lab.fleet import open_device
+
+    said = ""
+
+    def tell(event: DeviceEvent) -> None:
+        nonlocal said
+        if event.text == said and not as_json:
+            return  # a poll like the one before is not worth a line
+        said = event.text
+        echo(json.dumps(event.as_dict(), ensure_ascii=False) if as_json else f"{event.device}: {event.text}")
+
+    async def live() -> None:
+        device = open_device(spec, tell)
+        try:
+            await _until_told_to_stop(device)
+        finally:
+            await device.close()
+
+    asyncio.run(live())
+
+
+async def _until_told_to_stop(running: RunningDevice) -> None:
+    import asyncio
+    import signal
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, running.device.press_reset)
+    await running.device.run(stop)
+
+
+# --- reading arguments --------------------------------------------------------------------------------------------------
+
+
+def _choice(kind: Any, text: str, option: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        names = ", ".join(member.value for member in kind)
+        raise typer.BadParameter(f"{text!r} is not one of {names}", param_hint=option) from None
+
+
+def _address(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a flash address such as 0x10000", param_hint="--at") from None
+
+
+def _checked_mac(text: str | None) -> str | None:
+    from flota.protocols.http_update import parse_mac
+
+    return None if text is None else parse_mac(text)
+
+
+def _read(path: Path) -> bytes:
+    from flota.errors import InvalidInput
+
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}", found=error.strerror) from error
+
+
+def _read_trust(path: Path | None) -> Any:
+    from flota.trust.trust_file import parse_trust_file
+
+    return None if path is None else parse_trust_file(_read(path))
+
+
+def _read_partitions(board: str, path: Path | None) -> PartitionTable | None:
+    from flota.boards.catalogue import board as board_named
+    from flota.lab.programmer import read_partitions
+
+    if path is None:
+        return None
+    declared = board_named(board)
+    return read_partitions(path, declared.flash_size or None, declared.bootloader_offset)
+
+
+def _factory_firmware(board: str, path: Path | None, state: Path) -> bytes | None:
+    from flota.boards.catalogue import board as board_named
+    from flota.lab.sample_firmware import sample_app, sample_linux_file
+
+    if path is not None:
+        return _read(path)
+    if (state / "device.json").exists():
+        return None
+    declared = board_named(board)
+    if sys.stderr.isatty():
+        warn("a blank device: our sample firmware 1.0.0 is put into it")
+    return sample_linux_file("1.0.0") if declared.chip is None else sample_app("1.0.0", chip=declared.chip)
+
+
+def _board_row(board: Any) -> dict[str, str]:
+    from flota.boards.fit import slots_of
+    from flota.boards.model import TypeProfile
+
+    slots = slots_of(TypeProfile(board))
+    return {
+        "name": board.name,
+        "boot": board.boot,
+        "flash": f"{board.flash_size // (1024 * 1024)} MB" if board.flash_size else "-",
+        "slots": ", ".join(slot.name for slot in slots) or "slot_a, slot_b",
+        "dialects": ", ".join(sorted(route.value for route in board.routes)),
+    }

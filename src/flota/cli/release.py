@@ -1,0 +1,235 @@
+"""`flota release`: draft, sign, publish, withdraw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from flota.cli.connection import AsJson, CaCert, Server, Token, connect
+from flota.cli.output import echo, echo_json, print_table, warn
+
+if TYPE_CHECKING:
+    from flota.client.schemas import Release
+
+app = typer.Typer(no_args_is_help=True, help="Releases: create, sign, publish, withdraw.")
+
+Reference = Annotated[str, typer.Argument(metavar="RELEASE", help="Its number, or TYPE@VERSION.")]
+
+
+@app.command("create")
+def create(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The firmware file.")],
+    type_name: Annotated[str, typer.Option("--type", metavar="T", help="The device type, or a board's name.")],
+    version: Annotated[str, typer.Option("--version", metavar="V", help="The release's version.")],
+    notes: Annotated[str, typer.Option("--notes", metavar="TEXT")] = "",
+    expires: Annotated[
+        str | None,
+        typer.Option("--expires", metavar="TIME", help="ISO 8601, e.g. 2030-01-31: devices refuse it from then on."),
+    ] = None,
+    as_json: AsJson = False,
+    server: Server = None,
+    token: Token = None,
+    cacert: CaCert = None,
+) -> None:
+    """Upload a file, check that it fits the type's board, and draft a release of it.
+
+    flota release create pump-2.0.bin --type pump --version 2.0
+    """
+    from flota.cli.uploading import upload
+    from flota.client.shipping import describe_upload
+
+    expires_at = _time(expires)
+    with connect(server, token, cacert) as client:
+        artifact = upload(client, file)
+        if not as_json:
+            echo(describe_upload(artifact))
+        made = client.create_release(type_name, version, artifact.sha256, notes=notes, expires_at=expires_at)
+    for warning in made.warnings:
+        warn(f"warning: {warning}")
+    if as_json:
+        echo_json({**made.as_dict(), "artifact": artifact.as_dict()})
+        return
+    echo(f"release    {made.id}, {made.type} {made.version}, sequence {made.sequence}, {made.state}")
+    echo(f"next       flota release sign {made.id} --key KEY")
+
+
+@app.command("sign")
+def sign(
+    release: Reference,
+    key: Annotated[str | None, typer.Option("--key", metavar="KEY", help="A private key: file or name.")] = None,
+    signer: Annotated[
+        str | None, typer.Option("--signer", metavar="exec:COMMAND", help="A program that signs: HSM, YubiKey, KMS.")
+    ] = None,
+    public_key: Annotated[
+        str | None, typer.Option("--public-key", metavar="PUB", help="The program's public key.")
+    ] = None,
+    password_prompt: Annotated[bool, typer.Option("--password-prompt", help="Ask for the key's password.")] = False,
+    password_file: Annotated[
+        Path | None, typer.Option("--password-file", metavar="FILE", help="The key's password: its first line.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", metavar="FILE", help="Sign only if the release is of exactly this file."),
+    ] = None,
+    trust_key: Annotated[
+        bool, typer.Option("--trust-key", help="Let this key's signatures count for the type from now on.")
+    ] = False,
+    as_json: AsJson = False,
+    server: Server = None,
+    token: Token = None,
+    cacert: CaCert = None,
+) -> None:
+    """Sign a release's manifest here, and hand the signature in. The key never leaves this machine.
+
+    flota release sign 3 --key release.pem --file pump-2.0.bin
+
+    flota release sign pump@2.0 --signer exec:./sign-with-hsm --public-key release.pub
+    """
+    from flota.cli.signers import signer_from_options
+    from flota.client.shipping import digests_of_file, ensure_trusted, sign_release
+
+    who = signer_from_options(
+        key=key,
+        signer=signer,
+        public_key=public_key,
+        password_prompt=password_prompt,
+        password_file=password_file,
+    )
+    say = warn if as_json else echo
+    with connect(server, token, cacert) as client:
+        found = client.release(release)
+        ensure_trusted(client, client.device_type(found.type), who, add=trust_key, say=say)
+        digests = digests_of_file(file) if file is not None else None
+        signed = sign_release(client, found, who, digests=digests, say=say)
+    if as_json:
+        echo_json(signed.as_dict())
+    elif signed.state == "signed":
+        echo(f"next       flota release publish {signed.id}")
+
+
+@app.command("publish")
+def publish(
+    release: Reference, as_json: AsJson = False, server: Server = None, token: Token = None, cacert: CaCert = None
+) -> None:
+    """Publish a release that has its signatures; only then can it be rolled out.
+
+    flota release publish 3
+    """
+    with connect(server, token, cacert) as client:
+        _show(client.publish(release), as_json)
+
+
+@app.command("withdraw")
+def withdraw(
+    release: Reference,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="For the audit trail.")] = "",
+    as_json: AsJson = False,
+    server: Server = None,
+    token: Token = None,
+    cacert: CaCert = None,
+) -> None:
+    """Withdraw a release for ever: no device is offered it any more, its rollouts are canceled.
+
+    flota release withdraw pump@2.0 --reason "pump stalls below 5 degrees"
+    """
+    with connect(server, token, cacert) as client:
+        _show(client.withdraw(release, reason=reason), as_json)
+
+
+@app.command("list")
+def list_releases(
+    type_name: Annotated[str | None, typer.Option("--type", metavar="T", help="Of this type only.")] = None,
+    state: Annotated[
+        Literal["draft", "signed", "published", "withdrawn"] | None,
+        typer.Option(
+            "--state",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    server: Server = None,
+    token: Token = None,
+    cacert: CaCert = None,
+) -> None:
+    """List releases, oldest first.
+
+    flota release list --type pump --state published
+    """
+    with connect(server, token, cacert) as client:
+        found = client.list_releases(type_name=type_name, state=state)
+    if as_json:
+        echo_json([one.as_dict() for one in found])
+        return
+    print_table(
+        ["id", "type", "version", "sequence", "state", "signatures", "size", "file"],
+        [
+            (
+                one.id,
+                one.type,
+                one.version,
+                one.sequence,
+                one.state,
+                f"{len(one.signatures)}/{one.signatures_needed}",
+                one.artifact.size,
+                one.artifact.filename,
+            )
+            for one in found
+        ],
+    )
+
+
+@app.command("show")
+def show(
+    release: Reference,
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", metavar="FILE", help="Write the exact bytes that are signed to FILE.")
+    ] = None,
+    as_json: AsJson = False,
+    server: Server = None,
+    token: Token = None,
+    cacert: CaCert = None,
+) -> None:
+    """Show a release: what it ships, who signed it, what to know about it.
+
+    flota release show pump@2.0 --manifest manifest.json
+    """
+    with connect(server, token, cacert) as client:
+        found = client.release(release)
+        if manifest is not None:
+            from flota.durable_files import write_durably
+
+            write_durably(manifest, client.manifest(found.id))
+    _show(found, as_json)
+
+
+def _show(one: Release, as_json: bool) -> None:
+    if as_json:
+        echo_json(one.as_dict())
+        return
+    rows = [
+        ("release", f"{one.id}, {one.type} {one.version}"),
+        ("state", one.state),
+        ("sequence", str(one.sequence)),
+        ("file", f"{one.artifact.filename}, {one.artifact.size} bytes, {one.artifact.format}"),
+        ("sha256", one.artifact.sha256),
+        ("manifest sha256", one.manifest_sha256),
+        ("expires", one.expires_at.isoformat() if one.expires_at else "never"),
+    ]
+    rows += [("signed by", f"{signature.key_id} ({signature.algorithm})") for signature in one.signatures]
+    rows.append(("signatures", f"{len(one.signatures)} of {one.signatures_needed} needed"))
+    rows += [("warning", warning) for warning in one.warnings]
+    for name, value in rows:
+        echo(f"{name:<16} {value}")
+
+
+def _time(text: str | None):  # type: ignore[no-untyped-def]
+    from datetime import UTC, datetime
+
+    if text is None:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--expires: not a time: {text!r}") from error
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

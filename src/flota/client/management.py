@@ -1,0 +1,495 @@
+"""A typed, synchronous client of the management API."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Final, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from flota.client.problems import error_from_answer
+from flota.client.schemas import (
+    AccessToken,
+    AccessTokenPage,
+    Answer,
+    Artifact,
+    AuditEntry,
+    AuditPage,
+    Device,
+    DevicePage,
+    DeviceType,
+    DeviceTypePage,
+    Execution,
+    ExecutionEvent,
+    ExecutionEventPage,
+    ExecutionPage,
+    ImportAnswer,
+    ImportedDevice,
+    Release,
+    ReleasePage,
+    Rollout,
+    RolloutPage,
+    WhoAmI,
+)
+from flota.errors import InvalidInput, NotFound, PeerError
+
+API_PREFIX: Final = "/api/v1"
+CONNECT_TIMEOUT_S: Final = 10.0
+ANSWER_TIMEOUT_S: Final = 130.0
+"""A server that inspects a large file may take a while; nothing of ours waits longer than 120 s."""
+UPLOAD_CHUNK_BYTES: Final = 256 * 1024
+DEVICE_PAGE_SIZE: Final = 1000
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes sent, bytes in all) while a file goes up."""
+
+_A = TypeVar("_A", bound=Answer)
+
+
+class ManagementClient:
+    """One server, one token. Use as a context manager, or call `close()`.
+
+    `base_url` is the server's address without a path, e.g. `http://127.0.0.1:8080`. `verify` is True for the system's
+    certificate authorities, a path to a PEM file of others (`flota up` prints its own), or False for tests only.
+    Every method raises the `FlotaError` that the server answered with, and `PeerError` when there is no server.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str,
+        *,
+        verify: bool | str | Path = True,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._http = httpx.Client(
+            base_url=self.base_url + API_PREFIX,
+            headers={"authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            verify=_tls(verify),
+            transport=transport,
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def whoami(self) -> WhoAmI:
+        """Return whose token this is, and the server's version."""
+        return self._ask("GET", "/whoami", WhoAmI)
+
+    # artifacts
+
+    def upload_artifact(self, path: Path, *, filename: str | None = None, progress: Progress | None = None) -> Artifact:
+        """Stream the file at `path` into the artifact store; returns what was stored and read out of it.
+
+        The same bytes twice are one artifact: then `already_stored` is set.
+        """
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(0)
+                return self._upload(_chunks(file, size, progress), size, filename or path.name)
+        except OSError as error:
+            raise InvalidInput(
+                f"cannot read {path}", found=error.strerror or str(error), hint="Check the path and its permissions."
+            ) from error
+
+    def upload_bytes(self, data: bytes, filename: str) -> Artifact:
+        """Like `upload_artifact`, for bytes in memory."""
+        pieces = (data[start : start + UPLOAD_CHUNK_BYTES] for start in range(0, len(data), UPLOAD_CHUNK_BYTES))
+        return self._upload(pieces, len(data), filename)
+
+    def _upload(self, pieces: Iterable[bytes], size: int, filename: str) -> Artifact:
+        headers = {
+            "content-type": "application/octet-stream",
+            "content-length": str(size),
+            "x-filename": _percent_encoded(filename, what="a file name", hint="Rename the file."),
+        }
+        return self._ask("POST", "/artifacts", Artifact, content=pieces, headers=headers)
+
+    # device types
+
+    def add_type(
+        self,
+        name: str,
+        board: str,
+        *,
+        partition_csv: str | None = None,
+        hardware_revision: str | None = None,
+        version_from: str = "release",
+        unknown_devices: str = "hold",
+        signers: Sequence[str] = (),
+        signature_threshold: int = 1,
+        poll_interval_s: int = 300,
+        description: str = "",
+    ) -> DeviceType:
+        """Declare a product. `signers` are public keys in PEM; `partition_csv` is the text of an ESP-IDF table."""
+        body = {
+            "name": name,
+            "board": board,
+            "partition_csv": partition_csv,
+            "hardware_revision": hardware_revision,
+            "version_from": version_from,
+            "unknown_devices": unknown_devices,
+            "signers": list(signers),
+            "signature_threshold": signature_threshold,
+            "poll_interval_s": poll_interval_s,
+            "description": description,
+        }
+        return self._ask("POST", "/types", DeviceType, json=body)
+
+    def list_types(self) -> list[DeviceType]:
+        """Return all device types, built-in ones included."""
+        return self._ask("GET", "/types", DeviceTypePage).items
+
+    def device_type(self, name: str) -> DeviceType:
+        """Return one device type; raises `NotFound`."""
+        return self._ask("GET", f"/types/{_segment(name)}", DeviceType)
+
+    def trust(self, type_name: str, public_keys: Sequence[str], *, threshold: int | None = None) -> DeviceType:
+        """Add public keys (PEM) to a type's signers; `threshold` also changes how many a release needs."""
+        body = {"public_keys": list(public_keys), "threshold": threshold}
+        return self._ask("POST", f"/types/{_segment(type_name)}/trust", DeviceType, json=body)
+
+    def set_unknown_devices(self, type_name: str, policy: str) -> DeviceType:
+        """Set what happens to devices that nobody registered: `accept`, `hold` or `refuse`."""
+        return self._ask(
+            "POST", f"/types/{_segment(type_name)}/unknown-devices", DeviceType, json={"unknown_devices": policy}
+        )
+
+    # releases
+
+    def create_release(
+        self,
+        type_name: str,
+        version: str,
+        artifact_sha256: str,
+        *,
+        notes: str = "",
+        expires_at: datetime | None = None,
+    ) -> Release:
+        """Record a draft for a stored artifact; raises `Refused` with reasons if it does not fit the type's board."""
+        body = {
+            "type": type_name,
+            "version": version,
+            "artifact": artifact_sha256,
+            "notes": notes,
+            "expires_at": expires_at.isoformat() if expires_at else None,
+        }
+        return self._ask("POST", "/releases", Release, json=body)
+
+    def list_releases(self, *, type_name: str | None = None, state: str | None = None) -> list[Release]:
+        """Return releases, oldest first."""
+        return self._ask("GET", "/releases", ReleasePage, params={"type": type_name, "state": state}).items
+
+    def release(self, reference: int | str) -> Release:
+        """Return one release by its number, or by `TYPE@VERSION`; raises `NotFound`."""
+        return self._ask("GET", f"/releases/{_segment(str(reference))}", Release)
+
+    def manifest(self, reference: int | str) -> bytes:
+        """Return the exact bytes that are to be signed (docs/reference/manifest.md)."""
+        return self._send("GET", f"/releases/{_segment(str(reference))}/manifest").content
+
+    def add_signature(self, reference: int | str, key_id: str, algorithm: str, signature: str) -> Release:
+        """Hand in a signature (base64) over the manifest; the server checks it against the type's signers."""
+        body = {"key_id": key_id, "algorithm": algorithm, "signature": signature}
+        return self._ask("POST", f"/releases/{_segment(str(reference))}/signatures", Release, json=body)
+
+    def publish(self, reference: int | str) -> Release:
+        """Publish a release that has its signatures."""
+        return self._ask("POST", f"/releases/{_segment(str(reference))}/publish", Release, json={})
+
+    def withdraw(self, reference: int | str, *, reason: str = "") -> Release:
+        """Withdraw a release: nobody is offered it any more."""
+        return self._ask("POST", f"/releases/{_segment(str(reference))}/withdraw", Release, json={"reason": reason})
+
+    # devices
+
+    def add_device(
+        self,
+        name: str,
+        type_name: str,
+        *,
+        mac: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        token: str | None = None,
+    ) -> Device:
+        """Register an accepted device. The answer's `token` is shown this once; without one given, it is drawn."""
+        body = {"name": name, "type": type_name, "mac": mac, "labels": dict(labels or {}), "token": token}
+        return self._ask("POST", "/devices", Device, json=body)
+
+    def import_devices(self, csv_text: str) -> list[ImportedDevice]:
+        """Register many devices from CSV (`name,type,mac,token,labels`): all of them or, on any error, none."""
+        return self._ask(
+            "POST",
+            "/devices/import",
+            ImportAnswer,
+            content=csv_text.encode(),
+            headers={"content-type": "text/csv; charset=utf-8"},
+        ).items
+
+    def list_devices(
+        self,
+        *,
+        type_name: str | None = None,
+        state: str | None = None,
+        select: str | None = None,
+        text: str | None = None,
+    ) -> list[Device]:
+        """Return all devices that meet every given condition; `select` is e.g. `type=pump label.site=berlin`."""
+        found: list[Device] = []
+        after: int | None = 0
+        while after is not None:
+            params = {
+                "type": type_name,
+                "state": state,
+                "select": select,
+                "text": text,
+                "after": after,
+                "limit": DEVICE_PAGE_SIZE,
+            }
+            page = self._ask("GET", "/devices", DevicePage, params=params)
+            found.extend(page.items)
+            after = page.next
+        return found
+
+    def device(self, name: str) -> Device:
+        """Return one device; raises `NotFound`."""
+        return self._ask("GET", f"/devices/{_segment(name)}", Device)
+
+    def accept_device(self, name: str) -> Device:
+        """Let a pending or refused device take part."""
+        return self._ask("POST", f"/devices/{_segment(name)}/accept", Device, json={})
+
+    def refuse_device(self, name: str) -> Device:
+        """Keep a device out."""
+        return self._ask("POST", f"/devices/{_segment(name)}/refuse", Device, json={})
+
+    def new_device_token(self, name: str, *, token: str | None = None) -> str:
+        """Replace a device's token and return the new one; the old one stops working at once."""
+        answer = self._ask("POST", f"/devices/{_segment(name)}/token", Device, json={"token": token})
+        if answer.token is None:
+            raise PeerError("the server's answer has no token")
+        return answer.token
+
+    def set_labels(self, name: str, labels: Mapping[str, str]) -> Device:
+        """Replace a device's labels."""
+        return self._ask("POST", f"/devices/{_segment(name)}/labels", Device, json={"labels": dict(labels)})
+
+    def remove_device(self, name: str) -> None:
+        """Forget a device; its executions stay in the history."""
+        self._send("DELETE", f"/devices/{_segment(name)}")
+
+    # rollouts and executions
+
+    def create_rollout(
+        self,
+        release: int | str,
+        *,
+        devices: Sequence[str] | None = None,
+        select: str | None = None,
+        name: str | None = None,
+        waves: str = "100%",
+        abort_after: int = 1,
+        silence_limit_s: int | None = None,
+        attempts: int | None = None,
+        count_inferred: bool | None = None,
+    ) -> Rollout:
+        """Offer a published release to the named devices, or to those that `select` picks now.
+
+        `waves` lists rising totals, as counts or percentages of the whole: `2,50%,100%`.
+        """
+        body: dict[str, object] = {
+            "release": str(release),
+            "devices": list(devices) if devices is not None else None,
+            "select": select,
+            "name": name,
+            "waves": waves,
+            "abort_after_failures": abort_after,
+        }
+        limits = {"silence_limit_s": silence_limit_s, "attempts": attempts, "count_inferred": count_inferred}
+        body.update({key: value for key, value in limits.items() if value is not None})
+        return self._ask("POST", "/rollouts", Rollout, json=body)
+
+    def list_rollouts(self, *, open_only: bool = False) -> list[Rollout]:
+        """Return rollouts, oldest first."""
+        return self._ask("GET", "/rollouts", RolloutPage, params={"open": "true" if open_only else None}).items
+
+    def rollout(self, reference: int | str) -> Rollout:
+        """Return one rollout by its number or name; raises `NotFound`."""
+        return self._ask("GET", f"/rollouts/{_segment(str(reference))}", Rollout)
+
+    def pause(self, reference: int | str, *, reason: str = "") -> Rollout:
+        """Offer nothing more to devices that have not started yet."""
+        return self._ask("POST", f"/rollouts/{_segment(str(reference))}/pause", Rollout, json={"reason": reason})
+
+    def resume(self, reference: int | str) -> Rollout:
+        """Go on with a paused rollout."""
+        return self._ask("POST", f"/rollouts/{_segment(str(reference))}/resume", Rollout, json={})
+
+    def cancel(self, reference: int | str, *, reason: str = "") -> Rollout:
+        """End a rollout: queued executions are canceled, running ones are asked to stop."""
+        return self._ask("POST", f"/rollouts/{_segment(str(reference))}/cancel", Rollout, json={"reason": reason})
+
+    def executions(self, rollout: int | str) -> list[Execution]:
+        """Return the executions of a rollout, those of opened waves only."""
+        return self._ask("GET", f"/rollouts/{_segment(str(rollout))}/executions", ExecutionPage).items
+
+    def device_executions(self, device: str) -> list[Execution]:
+        """Return a device's executions, oldest first."""
+        return self._ask("GET", f"/devices/{_segment(device)}/executions", ExecutionPage).items
+
+    def execution(self, execution_id: int) -> Execution:
+        """Return one execution; raises `NotFound`."""
+        return self._ask("GET", f"/executions/{execution_id}", Execution)
+
+    def execution_events(self, execution_id: int) -> list[ExecutionEvent]:
+        """Return the history of an execution, oldest first."""
+        return self._ask("GET", f"/executions/{execution_id}/events", ExecutionEventPage).items
+
+    # audit, events, tokens
+
+    def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditEntry]:
+        """Return up to `limit` audit entries with a sequence number above `after`, in order."""
+        return self._ask("GET", "/audit", AuditPage, params={"after": after, "limit": limit}).items
+
+    def last_audit_sequence(self) -> int:
+        """Return the sequence number of the newest audit entry; 0 if there is none."""
+        return self._ask("GET", "/audit", AuditPage, params={"after": 0, "limit": 1}).last
+
+    def follow_events(self, after: int = 0) -> Iterator[AuditEntry]:
+        """Yield audit entries above `after` as they come, without end; raises `PeerError` when the stream breaks."""
+        decoder = msgspec.json.Decoder(AuditEntry)
+        headers = {"accept": "text/event-stream", "last-event-id": str(after)}
+        try:
+            with self._http.stream("GET", "/events", headers=headers, timeout=httpx.Timeout(60.0)) as answer:
+                if answer.status_code >= 400:
+                    raise error_from_answer(answer.status_code, answer.read())
+                data: list[str] = []
+                for line in answer.iter_lines():
+                    if line.startswith("data:"):
+                        data.append(line[5:].removeprefix(" "))
+                    elif not line and data:
+                        yield decoder.decode("\n".join(data))
+                        data = []
+        except httpx.HTTPError as error:
+            raise _no_server(self.base_url, error) from error
+        except msgspec.DecodeError as error:
+            raise PeerError("the server's event is not what this client knows", found=str(error)) from error
+
+    def list_tokens(self) -> list[AccessToken]:
+        """Return the tenant's tokens, revoked ones included."""
+        return self._ask("GET", "/tokens", AccessTokenPage).items
+
+    def create_token(self, name: str, role: str) -> AccessToken:
+        """Make a token; its `secret` is shown this once."""
+        return self._ask("POST", "/tokens", AccessToken, json={"name": name, "role": role})
+
+    def revoke_token(self, token_id: int) -> None:
+        """Make a token useless from now on."""
+        self._send("DELETE", f"/tokens/{token_id}")
+
+    # the wire
+
+    def _ask(self, method: str, path: str, kind: type[_A], **request: Any) -> _A:
+        answer = self._send(method, path, **request)
+        try:
+            return msgspec.json.decode(answer.content, type=kind)
+        except msgspec.DecodeError as error:
+            raise PeerError(
+                f"the answer to {method} {path} is not what this client knows",
+                found=str(error),
+                hint="Is there a Flota server of the same version at this address?",
+            ) from error
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, object] | None = None,
+        json: object = None,
+        content: bytes | Iterable[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        sent_headers = dict(headers or {})
+        if json is not None:
+            content = _json(json)
+            sent_headers["content-type"] = "application/json"
+        given = {key: str(value) for key, value in (params or {}).items() if value is not None}
+        try:
+            answer = self._http.request(method, path, params=given or None, content=content, headers=sent_headers)
+        except httpx.LocalProtocolError as error:
+            raise InvalidInput("the request could not be sent as it is", found=str(error)) from error
+        except httpx.HTTPError as error:
+            raise _no_server(self.base_url, error) from error
+        except httpx.InvalidURL as error:
+            raise InvalidInput("the server's address is not a URL", found=self.base_url) from error
+        if answer.status_code >= 400:
+            raise error_from_answer(answer.status_code, answer.content, retry_after=answer.headers.get("retry-after"))
+        return answer
+
+
+def _json(value: object) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError as error:
+        raise InvalidInput("text that is not valid UTF-8", found=repr(error.object[:80])) from error
+
+
+def _segment(text: str) -> str:
+    """Return `text` as one path segment; names that would vanish from a path have no such thing behind them."""
+    segment = _percent_encoded(text, what="a name")
+    if segment in ("", ".", ".."):
+        raise NotFound("there is nothing of this name", found=repr(text))
+    return segment
+
+
+def _percent_encoded(text: str, *, what: str, hint: str | None = None) -> str:
+    try:
+        return quote(text, safe="@:")
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{what} that is not valid UTF-8", found=repr(text), hint=hint) from error
+
+
+def _tls(verify: bool | str | Path) -> bool | ssl.SSLContext:
+    if isinstance(verify, bool):
+        return verify
+    try:
+        return ssl.create_default_context(cafile=str(verify))
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidInput(f"cannot read the certificate file {verify}", found=str(error)) from error
+
+
+def _chunks(file: BinaryIO, size: int, progress: Progress | None) -> Iterator[bytes]:
+    sent = 0
+    while sent < size and (piece := file.read(min(UPLOAD_CHUNK_BYTES, size - sent))):
+        yield piece
+        sent += len(piece)
+        if progress is not None:
+            progress(sent, size)
+
+
+def _no_server(base_url: str, error: Exception) -> PeerError:
+    return PeerError(
+        f"no answer from {base_url}",
+        found=str(error) or type(error).__name__,
+        hint="Is the server running, and is the address right? (--server, FLOTA_SERVER)",
+    )

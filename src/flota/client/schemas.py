@@ -1,0 +1,299 @@
+"""What the management API answers, as typed values. Field names are those of the JSON (docs/reference/api.md)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+FINAL_ROLLOUT_STATES: Final = frozenset({"succeeded", "finished-with-failures", "aborted", "canceled"})
+"""States in which a rollout stays for ever."""
+
+OPEN_EXECUTION_STATES: Final = frozenset({"QUEUED", "IN_PROGRESS"})
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Common ground: immutable, and fields that a newer server adds are ignored."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data, as the server sent it, for `--json`."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+
+class WhoAmI(Answer, frozen=True, kw_only=True):
+    """Whose token this is. `role` is `viewer`, `operator` or `admin`."""
+
+    tenant: str
+    actor: str
+    role: str
+    server_version: str
+
+
+class Signer(Answer, frozen=True, kw_only=True):
+    """A public key (PEM) whose signatures count for a device type."""
+
+    key_id: str
+    public_key: str
+
+
+class Slot(Answer, frozen=True, kw_only=True):
+    """Where an image of the type goes; offset and size in bytes."""
+
+    name: str
+    offset: int | None
+    size: int
+
+
+class DeviceType(Answer, frozen=True, kw_only=True):
+    """A product. `builtin` types carry the name of their board."""
+
+    id: int | None
+    """None for a built-in type that nobody has used yet."""
+    name: str
+    board: str
+    hardware_revision: str | None
+    version_from: str
+    unknown_devices: str
+    signers: list[Signer]
+    signature_threshold: int
+    poll_interval_s: int
+    description: str
+    partition_csv: str | None
+    slots: list[Slot]
+    builtin: bool
+
+
+class Artifact(Answer, frozen=True, kw_only=True):
+    """Stored bytes and what was read out of them. `already_stored`: this upload brought nothing new."""
+
+    sha256: str
+    sha1: str
+    md5: str
+    size: int
+    filename: str
+    format: str
+    image_version: str | None
+    validation_hash: str | None
+    created_at: datetime
+    already_stored: bool = False
+    inspection: dict[str, Any] = {}
+
+
+class Signature(Answer, frozen=True, kw_only=True):
+    """One signature over the manifest's exact bytes; `signature` is base64."""
+
+    key_id: str
+    algorithm: str
+    signature: str
+
+
+class Release(Answer, frozen=True, kw_only=True):
+    """A release. `state` is `draft`, `signed`, `published` or `withdrawn`."""
+
+    id: int
+    type: str
+    version: str
+    sequence: int
+    state: str
+    artifact: Artifact
+    manifest_sha256: str
+    signatures: list[Signature]
+    signatures_needed: int
+    created_at: datetime
+    expires_at: datetime | None
+    notes: str
+    warnings: list[str]
+
+
+class Device(Answer, frozen=True, kw_only=True):
+    """One unit. `state` is `pending`, `accepted` or `refused`."""
+
+    id: int
+    name: str
+    type: str
+    state: str
+    mac: str | None
+    running_version: str | None
+    running_hash: str | None
+    running_md5: str | None
+    attributes: dict[str, str]
+    labels: dict[str, str]
+    last_seen_at: datetime | None
+    last_route: str | None
+    address: str | None
+    created_at: datetime | None
+    token: str | None = None
+    """Only in the answer that created it: it is not stored and cannot be shown again."""
+
+
+class ImportedDevice(Answer, frozen=True, kw_only=True):
+    """One device of an import, with its token if the server drew one."""
+
+    name: str
+    token: str | None = None
+
+
+class RolloutPolicy(Answer, frozen=True, kw_only=True):
+    """Limits; see docs/reference/api.md."""
+
+    abort_after_failures: int
+    silence_limit_s: int
+    attempts: int
+    count_inferred: bool
+
+
+class Wave(Answer, frozen=True, kw_only=True):
+    """An ordered part of a rollout; `counts` has its executions by state."""
+
+    number: int
+    state: str
+    size: int
+    counts: dict[str, int]
+
+
+class Rollout(Answer, frozen=True, kw_only=True):
+    """A release offered to a snapshot of devices. `reason` says why it was aborted, paused or canceled."""
+
+    id: int
+    name: str
+    release: int
+    type: str
+    version: str
+    state: str
+    policy: RolloutPolicy
+    waves: list[Wave]
+    selector: str
+    created_at: datetime
+    changed_at: datetime
+    reason: str
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the rollout has ended."""
+        return self.state in FINAL_ROLLOUT_STATES
+
+    @property
+    def devices(self) -> int:
+        """How many devices the rollout names, over all waves."""
+        return sum(wave.size for wave in self.waves)
+
+    def count(self, *states: str) -> int:
+        """How many executions are in one of `states`, over all waves."""
+        return sum(wave.counts.get(state, 0) for wave in self.waves for state in states)
+
+
+class Execution(Answer, frozen=True, kw_only=True):
+    """One device's part in one rollout. `basis` is `reported`, `inferred` or `operator` once it has an outcome."""
+
+    id: int
+    rollout: int
+    device: str
+    release: int
+    wave: int
+    state: str
+    version: int
+    basis: str | None
+    details: dict[str, str]
+    created_at: datetime
+    changed_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    cancel_requested_at: datetime | None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the execution can still change."""
+        return self.state in OPEN_EXECUTION_STATES
+
+
+class ExecutionEvent(Answer, frozen=True, kw_only=True):
+    """One change of an execution; `version` is the one that the change produced."""
+
+    version: int
+    at: datetime
+    state: str
+    message: str
+    details: dict[str, str]
+    actor: str
+
+
+class AuditEntry(Answer, frozen=True, kw_only=True):
+    """Who did what to which subject, when; see docs/reference/api.md for the chain of digests."""
+
+    sequence: int
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    details: dict[str, Any]
+    digest: str
+
+
+class AccessToken(Answer, frozen=True, kw_only=True):
+    """A management token. `secret` is only in the answer that created it."""
+
+    id: int
+    name: str
+    role: str
+    created_at: datetime
+    revoked_at: datetime | None
+    secret: str | None = None
+
+
+class ReleasePage(Answer, frozen=True, kw_only=True):
+    """A listing of releases."""
+
+    items: list[Release]
+
+
+class DeviceTypePage(Answer, frozen=True, kw_only=True):
+    """A listing of device types."""
+
+    items: list[DeviceType]
+
+
+class DevicePage(Answer, frozen=True, kw_only=True):
+    """A listing of devices. `next` is the `after` of the next page, None at the end; `total` counts all pages."""
+
+    items: list[Device]
+    next: int | None
+    total: int
+
+
+class ImportAnswer(Answer, frozen=True, kw_only=True):
+    """What an import did: all of its devices, or none."""
+
+    items: list[ImportedDevice]
+
+
+class RolloutPage(Answer, frozen=True, kw_only=True):
+    """A listing of rollouts."""
+
+    items: list[Rollout]
+
+
+class ExecutionPage(Answer, frozen=True, kw_only=True):
+    """A listing of executions."""
+
+    items: list[Execution]
+
+
+class ExecutionEventPage(Answer, frozen=True, kw_only=True):
+    """The history of an execution, oldest first."""
+
+    items: list[ExecutionEvent]
+
+
+class AuditPage(Answer, frozen=True, kw_only=True):
+    """A stretch of the audit trail. `last` is the sequence number of the newest entry there is."""
+
+    items: list[AuditEntry]
+    last: int
+
+
+class AccessTokenPage(Answer, frozen=True, kw_only=True):
+    """A listing of tokens."""
+
+    items: list[AccessToken]

@@ -1,0 +1,198 @@
+"""From a file to a rollout in one go: upload, draft, sign, publish, roll out; every step said, none done twice.
+
+What is signed is checked first, here, against the file on this machine: a server that was broken into can only offer
+manifests that nobody signs.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from flota.client.management import ManagementClient, Progress
+from flota.client.schemas import Artifact, DeviceType, Release, Rollout
+from flota.digests import DigestAccumulator, FileDigests
+from flota.errors import Conflict, InvalidInput, Refused
+from flota.trust.manifest import Manifest, parse_manifest
+from flota.trust.signatures import Signature
+
+READ_BYTES: Final = 1024 * 1024
+
+Say = Callable[[str], None]
+"""Called with one line of text for each step."""
+
+
+class Signer(Protocol):
+    """Somebody who can sign: a private key in a file, or a program."""
+
+    @property
+    def key_id(self) -> str:
+        """Hex SHA-256 of the public key."""
+        ...
+
+    @property
+    def public_pem(self) -> str:
+        """The public key in PEM."""
+        ...
+
+    @property
+    def sign(self) -> Callable[[bytes], Signature]:
+        """Return the signature of a message."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """What goes where. Exactly one of `devices` and `select`; the rest as in `ManagementClient.create_rollout`.
+
+    `trust_key`: make the signer one of the type's signers if it is not yet (needs an administrator's token).
+    """
+
+    path: Path
+    type_name: str
+    version: str
+    devices: Sequence[str] | None = None
+    select: str | None = None
+    name: str | None = None
+    waves: str = "100%"
+    abort_after: int = 1
+    notes: str = ""
+    trust_key: bool = False
+
+
+def digests_of_file(path: Path) -> FileDigests:
+    """Return the digests of a local file. Raises `InvalidInput` if it cannot be read or is empty."""
+    accumulator = DigestAccumulator()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(READ_BYTES):
+                accumulator.update(piece)
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}", found=error.strerror or str(error)) from error
+    if accumulator.size == 0:
+        raise InvalidInput(f"{path} is empty", expected="at least one byte", found="0 bytes")
+    return accumulator.finish()
+
+
+def ship(
+    client: ManagementClient, shipment: Shipment, signer: Signer, *, say: Say, progress: Progress | None = None
+) -> Rollout:
+    """Do all steps and return the rollout, which has then begun. What an earlier try has done already is used.
+
+    Raises `Refused` (the image does not fit, the key is not trusted, signatures are missing) and what the server says.
+    """
+    digests = digests_of_file(shipment.path)
+    ensure_trusted(client, client.device_type(shipment.type_name), signer, add=shipment.trust_key, say=say)
+    artifact = client.upload_artifact(shipment.path, progress=progress)
+    say(describe_upload(artifact))
+    if artifact.sha256 != digests.sha256:
+        raise Conflict(
+            "what the server stored is not what this machine read",
+            expected=digests.sha256,
+            found=artifact.sha256,
+            hint="Did the file change while it was sent? Run the command again.",
+        )
+    release = _draft(client, shipment, artifact, say)
+    if release.state == "draft":
+        release = sign_release(client, release, signer, digests=digests, say=say)
+    if release.state == "draft":
+        missing = release.signatures_needed - len(release.signatures)
+        raise Refused(
+            f"release {release.id} needs {missing} more signature{'s' if missing > 1 else ''}",
+            expected=f"{release.signatures_needed} signatures",
+            found=f"{len(release.signatures)}",
+            hint=f"Let others sign it: flota release sign {release.id} --key KEY; then run this command again.",
+        )
+    if release.state != "published":
+        release = client.publish(release.id)
+        say(f"published  release {release.id}, {release.type} {release.version}")
+    rollout = client.create_rollout(
+        release.id,
+        devices=shipment.devices,
+        select=shipment.select,
+        name=shipment.name,
+        waves=shipment.waves,
+        abort_after=shipment.abort_after,
+    )
+    sizes = ", ".join(str(wave.size) for wave in rollout.waves)
+    say(f"rollout    {rollout.name} ({rollout.id}): {rollout.devices} devices in waves of {sizes}")
+    return rollout
+
+
+def _draft(client: ManagementClient, shipment: Shipment, artifact: Artifact, say: Say) -> Release:
+    """Return a new release, or the one that an earlier try made of the same bytes."""
+    try:
+        release = client.create_release(shipment.type_name, shipment.version, artifact.sha256, notes=shipment.notes)
+    except Conflict as conflict:
+        release = client.release(f"{shipment.type_name}@{shipment.version}")
+        if release.artifact.sha256 != artifact.sha256 or release.state == "withdrawn":
+            raise conflict from None
+        say(f"release    {release.id} is there already ({release.state})")
+    else:
+        say(f"release    {release.id}, {release.type} {release.version}, sequence {release.sequence}, draft")
+    for warning in release.warnings:
+        say(f"warning    {warning}")
+    return release
+
+
+def ensure_trusted(client: ManagementClient, device_type: DeviceType, signer: Signer, *, add: bool, say: Say) -> None:
+    """Return if the key's signatures count for the type; with `add`, make them count. Raises `Refused` otherwise."""
+    if any(one.key_id == signer.key_id for one in device_type.signers):
+        return
+    if not add:
+        raise Refused(
+            f"key {signer.key_id[:16]}… is not trusted for type {device_type.name}",
+            expected=", ".join(f"{one.key_id[:16]}…" for one in device_type.signers) or "a key; the type has none yet",
+            found=signer.key_id,
+            hint=f"If it should be, say so: flota type trust {device_type.name} --key PUBLIC_KEY, or add --trust-key.",
+        )
+    client.trust(device_type.name, [signer.public_pem])
+    say(f"trusted    key {signer.key_id[:16]}… signs for type {device_type.name} from now on")
+
+
+def sign_release(
+    client: ManagementClient, release: Release, signer: Signer, *, digests: FileDigests | None = None, say: Say
+) -> Release:
+    """Fetch the manifest, check that it says what is meant, sign it here, hand the signature in; returns the release.
+
+    With `digests`, those of the file as it is on this machine, the manifest has to name these bytes.
+    """
+    manifest = client.manifest(release.id)
+    check_manifest(parse_manifest(manifest), type_name=release.type, version=release.version, digests=digests)
+    signature = signer.sign(manifest)
+    signed = client.add_signature(
+        release.id, signature.key_id, signature.algorithm, base64.b64encode(signature.signature).decode("ascii")
+    )
+    have, need = len(signed.signatures), signed.signatures_needed
+    say(f"signed     release {signed.id} with key {signature.key_id[:16]}… ({have} of {need} signatures)")
+    return signed
+
+
+def check_manifest(manifest: Manifest, *, type_name: str, version: str, digests: FileDigests | None) -> None:
+    """Return if a manifest names this type, this version and these bytes; raises `Refused`: nobody should sign it."""
+    facts = [("device type", type_name, manifest.device_type), ("version", version.strip(), manifest.version)]
+    if digests is not None:
+        component = manifest.components[0]
+        facts += [
+            ("number of components", "1", str(len(manifest.components))),
+            ("SHA-256", digests.sha256, component.sha256),
+            ("size", str(digests.size), str(component.size)),
+        ]
+    for name, expected, found in facts:
+        if expected != found:
+            raise Refused(
+                f"the server's manifest names another {name}: it was not signed",
+                expected=expected,
+                found=found,
+                hint="Do not sign it. Look at the server's audit trail: flota audit list.",
+            )
+
+
+def describe_upload(artifact: Artifact) -> str:
+    """Return the line that tells what an upload brought."""
+    seen = "stored already" if artifact.already_stored else "stored"
+    version = f", version {artifact.image_version}" if artifact.image_version else ""
+    return f"artifact   {artifact.sha256[:16]}… {seen}: {artifact.size} bytes, {artifact.format}{version}"

@@ -1,0 +1,74 @@
+"""Artifacts and releases."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from flota.digests import FileDigests
+
+
+class ReleaseState(enum.StrEnum):
+    """A draft is signed, then published; a published release can be withdrawn. See `RELEASE_TRANSITIONS`."""
+
+    DRAFT = "draft"
+    SIGNED = "signed"
+    PUBLISHED = "published"
+    WITHDRAWN = "withdrawn"
+
+
+RELEASE_TRANSITIONS: Mapping[ReleaseState, frozenset[ReleaseState]] = {
+    ReleaseState.DRAFT: frozenset({ReleaseState.SIGNED, ReleaseState.WITHDRAWN}),
+    ReleaseState.SIGNED: frozenset({ReleaseState.PUBLISHED, ReleaseState.WITHDRAWN}),
+    ReleaseState.PUBLISHED: frozenset({ReleaseState.WITHDRAWN}),
+    ReleaseState.WITHDRAWN: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Immutable bytes named by their SHA-256, plus what `images` read out of them.
+
+    `format`, `image_version` and `validation_hash` are as in `images.model.Inspection`; `inspection` is its JSON form.
+    """
+
+    digests: FileDigests
+    filename: str
+    """A label only: the stored path is made from the digest."""
+    format: str
+    image_version: str | None
+    validation_hash: str | None
+    inspection: Mapping[str, object]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseSignature:
+    """One signature over the exact manifest bytes. `signature` is base64."""
+
+    key_id: str
+    algorithm: str
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A statement: this artifact, this version, this device type, this sequence number, until this date.
+
+    `manifest` is the exact bytes that are signed (docs/reference/manifest.md). `sequence` rises per device type.
+    """
+
+    id: int
+    type_name: str
+    version: str
+    sequence: int
+    state: ReleaseState
+    artifact: Artifact
+    manifest: bytes
+    signatures: tuple[ReleaseSignature, ...]
+    created_at: datetime
+    expires_at: datetime | None
+    notes: str = ""
+    warnings: tuple[str, ...] = ()

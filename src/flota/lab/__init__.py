@@ -1,0 +1,1 @@
+"""Proof: fleets of virtual devices, power cuts, sample firmware."""

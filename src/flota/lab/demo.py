@@ -1,0 +1,257 @@
+"""The demo: a server, a fleet of virtual devices, a good release for all of them, and a bad one that is stopped.
+
+Everything runs on this machine: `flota up` as a process of its own, the devices as tasks of this one. What the devices
+run at the end is read from their flash, not from what the server believes; the two must agree.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from flota.client.management import ManagementClient
+from flota.client.schemas import Execution, Rollout
+from flota.errors import FlotaError, PeerError
+from flota.lab.demo_fleet import DemoDevice, DeviceSnapshot, RunningFleet
+from flota.lab.local_server import LocalServer
+from flota.lab.sample_firmware import sample_app, sample_linux_file
+from flota.trust.keys import PrivateKey
+from flota.trust.trust_file import TrustedSigners
+
+GOOD_VERSION: Final = "2.0.0"
+BAD_VERSION: Final = "3.0.0"
+FIRST_VERSION: Final = "1.0.0"
+SENSOR: Final = "sensor"
+EDGE_BOX: Final = "edge-box"
+IMAGE_BYTES: Final = 1 << 20
+"""At least 1 MiB, so that there is a middle to interrupt."""
+
+GOOD_WITHIN_S: Final = 90.0
+BAD_WITHIN_S: Final = 90.0
+LOOK_EVERY_S: Final = 0.25
+SPEED: Final = 10.0
+"""How much faster than real hardware the devices erase, program, reboot and test themselves."""
+
+POLL_INTERVAL_S: Final = 10.0
+"""Device time; with `SPEED` that is one look a second."""
+
+DEVICES: Final = (
+    *(DemoDevice(f"sensor-http-{i}", "esp32-c3", SENSOR, "http-update", f"02:F1:07:00:01:{i:02X}") for i in range(1, 5)),
+    *(DemoDevice(f"sensor-ddi-{i}", "esp32-c3", SENSOR, "ddi", f"02:F1:07:00:02:{i:02X}") for i in range(1, 5)),
+    *(DemoDevice(f"edge-box-{i}", "generic-linux", EDGE_BOX, "ddi", f"02:F1:07:00:03:{i:02X}") for i in range(1, 3)),
+)
+FIRST_WAVE: Final = ("sensor-http-1", "sensor-ddi-1")
+"""The two devices that try version 3: one of each route."""
+
+
+class DemoFailed(FlotaError):
+    """The demo did not end as it should."""
+
+    code = "demo-failed"
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """What the screen shows: each device as it is, with its update as the server sees it."""
+
+    devices: Sequence[DeviceSnapshot]
+    executions: dict[str, Execution]
+
+
+@dataclass(frozen=True, slots=True)
+class EndState:
+    """The end state of one device, and whether it is what it should be."""
+
+    device: DeviceSnapshot
+    execution: Execution | None
+    offered_version: str
+    """What that last update would have brought."""
+    good: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What the demo showed; `good` only if every device runs, confirmed, what it should and the bad rollout aborted."""
+
+    devices: Sequence[EndState]
+    stopped: Rollout
+    first_update_s: float
+    total_s: float
+    good: bool
+
+
+class Screen(Protocol):
+    """Where the demo speaks."""
+
+    def step(self, text: str) -> None:
+        """Say what happens next."""
+
+    def show(self, view: FleetView) -> None:
+        """Show the fleet as it is now; called a few times a second."""
+
+    def settle(self) -> None:
+        """End the live display before the next step."""
+
+
+@dataclass(slots=True)
+class Demo:
+    """The demo with its parts. `directory` is empty or absent before, and everything is kept below it."""
+
+    directory: Path
+    screen: Screen
+    speed: float = SPEED
+    image_bytes: int = IMAGE_BYTES
+
+    @contextmanager
+    def server(self) -> Iterator[LocalServer]:
+        """Run the demo's server."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        server = LocalServer(self.directory / "server")
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+    def run(self, server: LocalServer) -> DemoResult:
+        """Go through the whole demo against a running server; raises `DemoFailed` when it gets stuck."""
+        started = time.monotonic()
+        with server.client() as client:
+            key = self._declare_types(client)
+            self._publish(client, key)
+            with self._fleet(client, server, key) as fleet:
+                first_update_s = self._roll_out_good_version(client, fleet, started)
+                stopped = self._roll_out_bad_version(client, fleet)
+                self.screen.step("The end state of every device, read from its own flash:")
+                devices = self._end_states(client, fleet, stopped)
+        good = all(each.good for each in devices) and stopped.state == "aborted"
+        return DemoResult(devices, stopped, first_update_s, time.monotonic() - started, good)
+
+    def _declare_types(self, client: ManagementClient) -> PrivateKey:
+        self.screen.step(f"Server is up: {client.base_url}. Making a signing key; the server gets only its public half.")
+        key = PrivateKey.generate("ed25519")
+        (self.directory / "release.pem").touch(mode=0o600)
+        (self.directory / "release.pem").write_bytes(key.to_pem())
+        signers = [key.public_pem]
+        client.add_type(SENSOR, "esp32-c3", signers=signers, poll_interval_s=int(POLL_INTERVAL_S), description="demo")
+        client.add_type(EDGE_BOX, "generic-linux", signers=signers, poll_interval_s=int(POLL_INTERVAL_S))
+        return key
+
+    def _publish(self, client: ManagementClient, key: PrivateKey) -> None:
+        self.screen.step("Packing, creating, signing and publishing the releases.")
+        for type_name, version in ((SENSOR, GOOD_VERSION), (EDGE_BOX, GOOD_VERSION), (SENSOR, BAD_VERSION)):
+            artifact = client.upload_bytes(self._image(type_name, version), f"{type_name}-{version}.bin")
+            release = client.create_release(type_name, version, artifact.sha256)
+            signature = key.sign(client.manifest(release.id))
+            client.add_signature(release.id, signature.key_id, signature.algorithm, base64.b64encode(signature.signature).decode())
+            client.publish(release.id)
+
+    @contextmanager
+    def _fleet(self, client: ManagementClient, server: LocalServer, key: PrivateKey) -> Iterator[RunningFleet]:
+        counts = f"{sum(d.board == 'esp32-c3' for d in DEVICES)} esp32-c3, {len(DEVICES)} devices in all"
+        self.screen.step(f"Flashing version {FIRST_VERSION} and powering on: {counts}.")
+        fleet = RunningFleet(
+            self.directory / "devices",
+            server_url=server.address.http,
+            signers=TrustedSigners.of([key.public_pem]),
+            speed=self.speed,
+            poll_interval_s=POLL_INTERVAL_S,
+        )
+        images = {name: self._image(name, FIRST_VERSION) for name in (SENSOR, EDGE_BOX)}
+        for device in DEVICES:
+            made = client.add_device(device.name, device.type_name, mac=device.mac)
+            if made.token is None:
+                raise PeerError("the server gave no token for a new device")
+            fleet.add(device, image=images[device.type_name], version=FIRST_VERSION, token=made.token)
+        with fleet:
+            yield fleet
+
+    def _image(self, type_name: str, version: str) -> bytes:
+        if type_name == EDGE_BOX:
+            return sample_linux_file(version, size=self.image_bytes)
+        return sample_app(version, size=self.image_bytes)
+
+    def _roll_out_good_version(self, client: ManagementClient, fleet: RunningFleet, started: float) -> float:
+        self.screen.step(f"Rolling version {GOOD_VERSION} out to all {len(DEVICES)} devices, each by its own route.")
+        rollouts = [
+            client.create_rollout(f"{name}@{GOOD_VERSION}", select=f"type={name}", name=f"{name} {GOOD_VERSION}").id
+            for name in (SENSOR, EDGE_BOX)
+        ]
+        begun = time.monotonic()
+        first_update_s = 0.0
+        while True:
+            view = self._look(client, fleet, rollouts)
+            succeeded = sum(each.state == "SUCCEEDED" for each in view.executions.values())
+            if succeeded and not first_update_s:
+                first_update_s = time.monotonic() - started
+            if succeeded == len(DEVICES):
+                break
+            self._give_up_if(time.monotonic() - begun > GOOD_WITHIN_S, f"version {GOOD_VERSION} did not reach everyone")
+            for number in rollouts:
+                rollout = client.rollout(number)
+                self._give_up_if(rollout.state == "aborted", f"{rollout.name}: {rollout.reason}")
+            time.sleep(LOOK_EVERY_S)
+        self.screen.settle()
+        self.screen.step(f"All {len(DEVICES)} devices report that they run {GOOD_VERSION}.")
+        return first_update_s
+
+    def _roll_out_bad_version(self, client: ManagementClient, fleet: RunningFleet) -> Rollout:
+        sensors = [device.name for device in DEVICES if device.type_name == SENSOR]
+        rest = [name for name in sensors if name not in FIRST_WAVE]
+        self.screen.step(
+            f"Version {BAD_VERSION} crashes at boot. Rolling it out in two waves: "
+            f"{' and '.join(FIRST_WAVE)} first, the other {len(rest)} only if these succeed."
+        )
+        rollout = client.create_rollout(
+            f"{SENSOR}@{BAD_VERSION}",
+            devices=[*FIRST_WAVE, *rest],
+            name=f"{SENSOR} {BAD_VERSION}",
+            waves=f"{len(FIRST_WAVE)},100%",
+            abort_after=len(FIRST_WAVE),
+        )
+        begun = time.monotonic()
+        while not self._stopped_and_quiet(rollout, fleet):
+            rollout = client.rollout(rollout.id)
+            self._look(client, fleet, [rollout.id])
+            self._give_up_if(time.monotonic() - begun > BAD_WITHIN_S, f"version {BAD_VERSION} was not stopped")
+            time.sleep(LOOK_EVERY_S)
+        self.screen.settle()
+        self.screen.step(f"Rollout '{rollout.name}' is {rollout.state}: {rollout.reason}")
+        return rollout
+
+    def _stopped_and_quiet(self, rollout: Rollout, fleet: RunningFleet) -> bool:
+        """Whether the rollout has ended and every device is up and confirmed again."""
+        return rollout.is_final and all(each.confirmed for each in fleet.snapshots())
+
+    def _look(self, client: ManagementClient, fleet: RunningFleet, rollouts: Sequence[int]) -> FleetView:
+        executions = {each.device: each for number in rollouts for each in client.executions(number)}
+        view = FleetView(fleet.snapshots(), executions)
+        self.screen.show(view)
+        return view
+
+    def _end_states(self, client: ManagementClient, fleet: RunningFleet, stopped: Rollout) -> list[EndState]:
+        tried = {each.device: each for each in client.executions(stopped.id)}
+        states = []
+        for snapshot in fleet.snapshots():
+            latest = client.device_executions(snapshot.name)[-1]
+            offered = client.release(latest.release).version
+            failed_as_told = snapshot.name not in FIRST_WAVE or (
+                tried[snapshot.name].state == "FAILED" and tried[snapshot.name].basis == "reported"
+            )
+            untouched = snapshot.name in FIRST_WAVE or snapshot.name not in tried
+            runs = snapshot.running_version == GOOD_VERSION and snapshot.confirmed
+            states.append(EndState(snapshot, latest, offered, runs and failed_as_told and untouched))
+        return states
+
+    def _give_up_if(self, stuck: bool, why: str) -> None:
+        if stuck:
+            raise DemoFailed(
+                why,
+                found=f"data is kept in {self.directory}",
+                hint=f"The server's log is {self.directory / 'server.log'}.",
+            )

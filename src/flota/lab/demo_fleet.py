@@ -1,0 +1,158 @@
+"""The demo's virtual devices: tasks of one event loop in a thread of its own, and what can be seen of them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from flota.errors import PeerError
+from flota.lab.fleet import DeviceSpec, Dialect, run_fleet
+from flota.trust.trust_file import TrustedSigners
+from flota.virtual.device import VirtualDevice
+from flota.virtual.events import DeviceEvent, EventKind
+
+START_WITHIN_S: Final = 30.0
+END_WITHIN_S: Final = 20.0
+QUIET: Final = frozenset({EventKind.POLL})
+"""Events that say nothing new to an onlooker."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoDevice:
+    """A device of the demo. `route` is the dialect that it speaks."""
+
+    name: str
+    board: str
+    type_name: str
+    route: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSnapshot:
+    """A device as it is now, seen from the device: which slot runs, which version, whether it is confirmed."""
+
+    name: str
+    board: str
+    route: str
+    slot: str | None
+    running_version: str | None
+    confirmed: bool
+    doing: str
+    progress_percent: int
+
+
+@dataclass(slots=True)
+class _Watched:
+    device: DemoDevice
+    shell: VirtualDevice | None = None
+    doing: str = "off"
+    progress_percent: int = 0
+
+
+@dataclass(slots=True)
+class RunningFleet:
+    """Virtual devices that run from `with` to its end. `add` them before."""
+
+    directory: Path
+    server_url: str
+    signers: TrustedSigners
+    speed: float
+    poll_interval_s: float
+    _specs: list[DeviceSpec] = field(default_factory=list)
+    _watched: dict[str, _Watched] = field(default_factory=dict)
+    _thread: threading.Thread | None = None
+    _loop: asyncio.AbstractEventLoop | None = None
+    _stop: asyncio.Event | None = None
+    _started: threading.Event = field(default_factory=threading.Event)
+    _failure: BaseException | None = None
+
+    def add(self, device: DemoDevice, *, image: bytes, version: str, token: str) -> None:
+        """Put a device with its factory image into the fleet. Devices that speak DDI check our signature."""
+        dialect = Dialect(device.route)
+        self._watched[device.name] = _Watched(device)
+        self._specs.append(
+            DeviceSpec(
+                name=device.name,
+                board=device.board,
+                state=self.directory / device.name,
+                server=self.server_url,
+                token=token,
+                device_type=device.type_name,
+                dialect=dialect,
+                speed=self.speed,
+                signers=self.signers if dialect is Dialect.DDI else None,
+                poll_interval_s=self.poll_interval_s,
+                firmware=image,
+                firmware_version=version,
+                mac=device.mac,
+                seed=len(self._specs),
+            )
+        )
+
+    def snapshots(self) -> Sequence[DeviceSnapshot]:
+        """Return every device as it is now, in the order they were added; raises `PeerError` if the fleet broke down."""
+        if self._failure is not None:
+            raise PeerError("the virtual fleet broke down", found=repr(self._failure)) from self._failure
+        return [self._snapshot(each) for each in self._watched.values()]
+
+    def _snapshot(self, watched: _Watched) -> DeviceSnapshot:
+        app = watched.shell.app if watched.shell else None
+        return DeviceSnapshot(
+            name=watched.device.name,
+            board=watched.device.board,
+            route=watched.device.route,
+            slot=app.slot if app else None,
+            running_version=app.version if app else None,
+            confirmed=bool(watched.shell and watched.shell.confirmed),
+            doing=watched.doing,
+            progress_percent=watched.progress_percent,
+        )
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._run, name="virtual fleet", daemon=True)
+        self._thread.start()
+        self._started.wait(START_WITHIN_S)
+        self.snapshots()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._loop is not None and self._stop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop.set)
+        if self._thread is not None:
+            self._thread.join(END_WITHIN_S)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._live())
+        except BaseException as failure:  # noqa: BLE001 - told to the thread that looks
+            self._failure = failure
+        finally:
+            self._started.set()
+
+    async def _live(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        await run_fleet(self._specs, self._stop, listener=self._hear, on_started=self._powered)
+
+    def _powered(self, devices: Sequence[VirtualDevice]) -> None:
+        for device in devices:
+            self._watched[device.identity.name].shell = device
+        self._started.set()
+
+    def _hear(self, event: DeviceEvent) -> None:
+        watched = self._watched[event.device]
+        if event.kind is EventKind.PROGRESS:
+            done, of = event.facts.get("done"), event.facts.get("of")
+            if isinstance(done, int) and isinstance(of, int) and of:
+                watched.progress_percent = 100 * done // of
+        elif event.kind in (EventKind.BOOT, EventKind.UPDATE_FAILED, EventKind.ROLLED_BACK):
+            watched.progress_percent = 0
+        if event.kind not in QUIET:
+            watched.doing = event.text

@@ -1,0 +1,205 @@
+"""Virtual devices put together from a description, one or many in a process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, urlencode
+
+import httpx
+
+from flota.boards.catalogue import board as board_named
+from flota.errors import InvalidInput
+from flota.images.esp_partitions import PartitionTable
+from flota.lab.programmer import prepare_blank
+from flota.lab.state_directory import StateDirectory
+from flota.protocols.ddi import DEFAULT_TENANT, DdiAddresses
+from flota.transports.http import http_client, tls_context
+from flota.trust.trust_file import TrustedSigners
+from flota.virtual.agents.ddi import DdiAgent, DdiSettings
+from flota.virtual.agents.ddi_link import DdiLink
+from flota.virtual.agents.esp_https_ota import TIME_OUT_S, USER_AGENT, EspHttpsOtaAgent, FetchMode
+from flota.virtual.agents.http_update import HttpUpdateAgent
+from flota.virtual.boot.esp_idf import BootBuild
+from flota.virtual.device import Agent, Identity, VirtualDevice
+from flota.virtual.events import DeviceEvent, Listener
+from flota.virtual.pace import Pace
+
+ESP_HTTPS_OTA_REDIRECTS: Final = 10
+
+
+class Dialect(enum.StrEnum):
+    """Which update client the device carries."""
+
+    HTTP_UPDATE = "http-update"
+    ESP_HTTPS_OTA = "esp-https-ota"
+    DDI = "ddi"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """A virtual device to run.
+
+    `server` is the base URL (None: the device has no network). `firmware` is what it left the factory with, used only if
+    it is blank, `firmware_version` its version where the file does not tell. `poll_interval_s` is device time (scaled by `speed`), None = what dialect or server say.
+    `signers` are the keys that it trusts (DDI only), None = it installs unsigned releases too. `seed` makes its waits
+    repeatable.
+    """
+
+    name: str
+    board: str
+    state: Path
+    server: str | None = None
+    token: str | None = None
+    device_type: str | None = None
+    dialect: Dialect | None = None
+    tenant: str = DEFAULT_TENANT
+    speed: float = 1.0
+    cacert: Path | None = None
+    signers: TrustedSigners | None = None
+    poll_interval_s: float | None = None
+    firmware: bytes | None = field(default=None, repr=False)
+    firmware_version: str | None = None
+    table: PartitionTable | None = field(default=None, repr=False)
+    build: BootBuild | None = None
+    fetch_mode: FetchMode = FetchMode.RESUME
+    mac: str | None = None
+    hardware_revision: str | None = None
+    seed: int | None = None
+
+
+def default_dialect(board: str) -> Dialect:
+    """Return what a board speaks unless told otherwise: HTTPUpdate on ESP chips, DDI elsewhere."""
+    return Dialect.HTTP_UPDATE if board_named(board).chip is not None else Dialect.DDI
+
+
+def update_url(spec: DeviceSpec) -> str:
+    """Return the URL that HTTPUpdate and esp_https_ota ask: per device with a token, else per type."""
+    if spec.server is None:
+        raise InvalidInput("a device without a server asks nobody")
+    path = f"/update/{quote(spec.device_type or spec.board, safe='')}"
+    if spec.token is not None:
+        path += f"/{quote(spec.name, safe='')}?{urlencode({'token': spec.token})}"
+    return spec.server.rstrip("/") + path
+
+
+@dataclass(slots=True)
+class RunningDevice:
+    """A device with everything that has to be closed after it."""
+
+    device: VirtualDevice
+    directory: StateDirectory
+    client: httpx.AsyncClient | None
+
+    async def close(self) -> None:
+        """Close connections and files, and let go of the state directory."""
+        if self.client is not None:
+            await self.client.aclose()
+        self.device.hardware.close()
+        self.directory.unlock()
+
+
+def open_device(spec: DeviceSpec, listener: Listener) -> RunningDevice:
+    """Return the device of a description, its state directory locked and, if it was blank, programmed.
+
+    Raises `Conflict` if a process runs it already, `InvalidInput` for settings that contradict each other.
+    """
+    dialect = _checked_dialect(spec)
+    directory = StateDirectory(spec.state).lock()
+    try:
+        record = directory.introduce(spec.board, name=spec.name, mac=spec.mac, build=spec.build)
+        pace = Pace(spec.speed)
+        nvs = directory.nvs()
+        machine = directory.machine(record, nvs, pace)
+        prepare_blank(machine, nvs, spec.firmware, spec.table, spec.firmware_version)
+        agent, client = _agent(replace(spec, name=record.name, board=record.board), dialect)
+    except BaseException:
+        directory.unlock()
+        raise
+    identity = Identity(record.name, record.board, record.mac, spec.device_type or record.board)
+    rng = random.Random(spec.seed)  # noqa: S311 - jitter of waits, nothing secret
+    device = VirtualDevice(identity, machine, nvs, agent, pace=pace, rng=rng, listener=listener)
+    return RunningDevice(device, directory, client)
+
+
+async def run_fleet(
+    specs: Sequence[DeviceSpec],
+    stop: asyncio.Event,
+    *,
+    listener: Listener | None = None,
+    on_started: Callable[[Sequence[VirtualDevice]], None] | None = None,
+) -> None:
+    """Run virtual devices as tasks of this process until `stop` is set.
+
+    `listener` hears every event of every device; `on_started` gets the devices (to press reset, to cut power).
+    A device that breaks a rule of its flash ends the whole fleet: that is a bug, not a device failure.
+    """
+    running: list[RunningDevice] = []
+    try:
+        for spec in specs:
+            running.append(open_device(spec, listener or _ignore))  # noqa: PERF401 - what was opened is closed on an error
+        if on_started is not None:
+            on_started([each.device for each in running])
+        lives = [asyncio.create_task(each.device.run(stop), name=each.device.identity.name) for each in running]
+        try:
+            done, _ = await asyncio.wait(lives, return_when=asyncio.FIRST_EXCEPTION)
+            for life in done:
+                life.result()
+        finally:
+            for life in lives:
+                life.cancel()
+            for life in lives:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await life
+    finally:
+        for each in running:
+            await each.close()
+
+
+def _ignore(event: DeviceEvent) -> None:
+    """Hear nothing."""
+
+
+def _checked_dialect(spec: DeviceSpec) -> Dialect:
+    board = board_named(spec.board)
+    dialect = spec.dialect or default_dialect(spec.board)
+    if board.chip is None and dialect is not Dialect.DDI:
+        raise InvalidInput(f"{board.name} speaks DDI only", expected=Dialect.DDI.value, found=dialect.value)
+    if spec.signers is not None and dialect is not Dialect.DDI:
+        raise InvalidInput(
+            f"a device that speaks {dialect.value} cannot check signatures",
+            hint="Only DDI carries the signed manifest: leave out --trust, or use --dialect ddi.",
+        )
+    return dialect
+
+
+def _agent(spec: DeviceSpec, dialect: Dialect) -> tuple[Agent | None, httpx.AsyncClient | None]:
+    if spec.server is None:
+        return None, None
+    board = board_named(spec.board)
+    if dialect is Dialect.HTTP_UPDATE:
+        tls = tls_context(spec.cacert) if spec.server.startswith("https:") else None
+        period = {} if spec.poll_interval_s is None else {"period_s": spec.poll_interval_s}
+        return HttpUpdateAgent(update_url(spec), tls=tls, chip_size=board.flash_size, **period), None
+    if dialect is Dialect.ESP_HTTPS_OTA:
+        client = http_client(cacert=spec.cacert, user_agent=USER_AGENT, silence_limit_s=TIME_OUT_S)
+        client.follow_redirects, client.max_redirects = True, ESP_HTTPS_OTA_REDIRECTS
+        period = {} if spec.poll_interval_s is None else {"period_s": spec.poll_interval_s}
+        chip = board.chip or board.name
+        return EspHttpsOtaAgent(update_url(spec), client, mode=spec.fetch_mode, chip=chip, **period), client
+    client = http_client(cacert=spec.cacert)
+    addresses = DdiAddresses(spec.server.rstrip("/"), spec.tenant, spec.name)
+    settings = DdiSettings(
+        period_s=spec.poll_interval_s,
+        signers=spec.signers,
+        now=lambda: datetime.now(UTC),
+        hardware_revision=spec.hardware_revision,
+    )
+    return DdiAgent(DdiLink(client, addresses, spec.token), settings), client

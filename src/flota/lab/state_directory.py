@@ -1,0 +1,167 @@
+"""A virtual device's directory: who it is, its flash, its store, and whether a process runs it now.
+
+device.json   board, name, MAC, build            flash.bin    NOR flash (ESP boards)
+nvs.json      the agent's non-volatile store     slot_*.bin   slots (generic-linux), with boot.json
+fuses.json    one-time fuses                     lock         held by the process that runs the device
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Final, Self
+
+from flota.boards.catalogue import board as board_named
+from flota.boards.model import Board
+from flota.durable_files import write_durably
+from flota.errors import Conflict, InvalidInput, NotFound
+from flota.virtual.boot.esp_idf import BootBuild
+from flota.virtual.esp_board import EspHardware, open_flash
+from flota.virtual.nvs import NonVolatileStore
+from flota.virtual.pace import Pace
+from flota.virtual.two_files import TwoFileMachine
+
+DEVICE_FILE: Final = "device.json"
+NVS_FILE: Final = "nvs.json"
+FUSES_FILE: Final = "fuses.json"
+LOCK_FILE: Final = "lock"
+TWO_FILES_BOOT: Final = "two-files"
+
+Machine = EspHardware | TwoFileMachine
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRecord:
+    """What does not change in a device's life. `build` is how boot loader and app are built (ESP boards)."""
+
+    board: str
+    name: str
+    mac: str
+    build: str = BootBuild.ROLLBACK.value
+
+
+def mac_of(name: str) -> str:
+    """Return a locally administered MAC that is the same for the same name."""
+    digest = hashlib.sha256(f"flota virtual device {name}".encode()).digest()
+    return ":".join(f"{byte:02X}" for byte in (0x02, *digest[:5]))
+
+
+class StateDirectory:
+    """The directory at `path`; made on first use."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    @property
+    def record(self) -> DeviceRecord | None:
+        """Who the device is; None before `introduce`. Raises `InvalidInput` if the file is none of ours."""
+        path = self.path / DEVICE_FILE
+        if not path.exists():
+            return None
+        try:
+            return DeviceRecord(**json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            raise InvalidInput(f"{path} does not describe a virtual device", found=str(error)) from error
+
+    def introduce(
+        self, board: str, *, name: str | None = None, mac: str | None = None, build: BootBuild | None = None
+    ) -> DeviceRecord:
+        """Return the device's record, written first if new. Raises `Conflict` if the directory is another board's."""
+        declared = board_named(board)
+        old = self.record
+        if old is not None and old.board != declared.name:
+            raise Conflict(f"{self.path} holds another board", expected=declared.name, found=old.board)
+        given = name or (old.name if old is not None else self.path.resolve().name)
+        record = DeviceRecord(
+            board=declared.name,
+            name=given,
+            mac=(mac or (old.mac if old is not None and old.name == given else mac_of(given))).upper(),
+            build=build.value if build is not None else (old.build if old is not None else BootBuild.ROLLBACK.value),
+        )
+        if record != old:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_durably(self.path / DEVICE_FILE, json.dumps(asdict(record), indent=2).encode())
+        return record
+
+    def require_record(self) -> DeviceRecord:
+        """Return the record. Raises `NotFound` if there is no device here."""
+        record = self.record
+        if record is None:
+            raise NotFound(
+                f"there is no virtual device in {self.path}", hint="flota lab run or flota lab flash makes one."
+            )
+        return record
+
+    def nvs(self) -> NonVolatileStore:
+        """Return the device's store."""
+        return NonVolatileStore(self.path / NVS_FILE)
+
+    def machine(self, record: DeviceRecord, nvs: NonVolatileStore, pace: Pace) -> Machine:
+        """Return the device's hardware."""
+        board: Board = board_named(record.board)
+        if board.boot == TWO_FILES_BOOT:
+            return TwoFileMachine(self.path, nvs, pace)
+        return EspHardware(
+            board,
+            open_flash(self.path, board),
+            fuses=NonVolatileStore(self.path / FUSES_FILE),
+            nvs=nvs,
+            pace=pace,
+            build=BootBuild(record.build),
+        )
+
+    # --- one process at a time ----------------------------------------------------------------------------------------
+
+    def lock(self) -> Self:
+        """Hold the device for this process. Raises `Conflict` if another one runs it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = (self.path / LOCK_FILE).open("a+", encoding="ascii")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise Conflict(
+                f"the device in {self.path} is running", found=f"process {self._pid()}", hint="Stop it first."
+            ) from error
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        self._lock = file
+        return self
+
+    def unlock(self) -> None:
+        """Let go of the device."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self.lock()
+
+    def __exit__(self, *exception: object) -> None:
+        self.unlock()
+
+    def send(self, number: signal.Signals) -> int:
+        """Send a signal to the process that runs the device; returns its id. Raises `NotFound` if none does."""
+        self.require_record()
+        try:
+            self.lock()
+        except Conflict:
+            pid = self._pid()
+            if pid is None:
+                raise NotFound(f"cannot tell which process runs the device in {self.path}") from None
+            os.kill(pid, number)
+            return pid
+        self.unlock()
+        raise NotFound(f"the device in {self.path} is not running", hint="flota lab run starts it.")
+
+    def _pid(self) -> int | None:
+        text = (self.path / LOCK_FILE).read_text("ascii").strip()
+        return int(text) if text.isdecimal() else None

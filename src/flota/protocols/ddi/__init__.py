@@ -1,0 +1,96 @@
+"""hawkBit's Direct Device Integration API v1: the messages and addresses, for server and device alike.
+
+Source: docs/reference/hawkbit-ddi.md; eclipse-hawkbit/hawkbit:hawkbit-ddi/hawkbit-ddi-api.
+"""
+
+from flota.protocols.ddi.addresses import (
+    ACTION_ID_MAX,
+    DEFAULT_TENANT,
+    GATEWAY_TOKEN,
+    MD5SUM_SUFFIX,
+    TARGET_TOKEN,
+    Credentials,
+    DdiAddresses,
+    action_id_of,
+    pack_authorization,
+    parse_action_id,
+    parse_authorization,
+)
+from flota.protocols.ddi.attributes import (
+    AttributeMode,
+    ConfigData,
+    InvalidAttributes,
+    TooManyEntries,
+    merged_attributes,
+    pack_config_data,
+    parse_config_data,
+)
+from flota.protocols.ddi.deployment import (
+    ActionHistory,
+    CancelAction,
+    Chunk,
+    DdiArtifact,
+    Deployment,
+    Handling,
+    MaintenanceWindow,
+    pack_cancel_action,
+    pack_deployment,
+    parse_cancel_action,
+    parse_deployment,
+)
+from flota.protocols.ddi.feedback import (
+    Feedback,
+    FeedbackExecution,
+    FeedbackFinished,
+    Progress,
+    pack_feedback,
+    parse_feedback,
+)
+from flota.protocols.ddi.poll import PollAnswer, pack_poll_answer, pack_sleep, parse_poll_answer, parse_sleep
+from flota.protocols.ddi.problem import DdiProblem, pack_problem, parse_problem
+
+__all__ = [
+    "ACTION_ID_MAX",
+    "DEFAULT_TENANT",
+    "GATEWAY_TOKEN",
+    "MD5SUM_SUFFIX",
+    "TARGET_TOKEN",
+    "ActionHistory",
+    "AttributeMode",
+    "CancelAction",
+    "Chunk",
+    "ConfigData",
+    "Credentials",
+    "DdiAddresses",
+    "DdiArtifact",
+    "DdiProblem",
+    "Deployment",
+    "Feedback",
+    "FeedbackExecution",
+    "FeedbackFinished",
+    "Handling",
+    "InvalidAttributes",
+    "MaintenanceWindow",
+    "PollAnswer",
+    "Progress",
+    "TooManyEntries",
+    "action_id_of",
+    "merged_attributes",
+    "pack_authorization",
+    "pack_cancel_action",
+    "pack_config_data",
+    "pack_deployment",
+    "pack_feedback",
+    "pack_poll_answer",
+    "pack_problem",
+    "pack_sleep",
+    "parse_action_id",
+    "parse_authorization",
+    "parse_cancel_action",
+    "parse_config_data",
+    "parse_deployment",
+    "parse_feedback",
+    "parse_poll_answer",
+    "parse_problem",
+    "parse_sleep",
+]

@@ -1,0 +1,1 @@
+"""One module a dialect: each turns requests into decisions made elsewhere, and their outcome into an answer."""

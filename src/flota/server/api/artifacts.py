@@ -1,0 +1,288 @@
+"""The one download handler: every dialect hands out an artifact's bytes through `send_artifact`.
+
+What every device may rely on, whatever the dialect (docs/reference/server.md, "Downloads"): content-length always,
+never compressed, never chunked, never redirected; a strong ETag; one byte range; a first DATA frame of at least 288
+bytes, because Viam's micro-RDK looks for the ESP image header in the first frame only (docs/reference/server.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from flota.digests import parse_sha256_hex
+from flota.errors import FlotaError, InvalidInput, NotFound, Unauthenticated
+from flota.protocols.http_range import (
+    ByteRange,
+    RangeNotSatisfiable,
+    content_range,
+    if_range,
+    none_match,
+    parse_range,
+    unsatisfied_content_range,
+)
+from flota.server.auth import Permission, authenticate, require
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
+    from flota.server.context import ServerContext
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+CHUNK_BYTES: Final = 64 * 1024
+"""What is handed over at a time when not by `pathsend`: well above the 288 bytes of the first frame, small enough that
+a peer that goes away is noticed within a few chunks."""
+
+LAST_CHUNK_PAUSE_S: Final = 0.05
+"""How long the word that a peer is gone may be on its way from the server's thread to ours."""
+
+PATHSEND: Final = "http.response.pathsend"
+
+BODY_MEDIA_TYPE: Final = b"application/octet-stream"
+
+
+class DeliveryOutcome(enum.Enum):
+    """How a body ended, as far as a server can know. HANDED_OVER is no proof that the peer has read a single byte."""
+
+    HANDED_OVER = "handed-over"
+    INTERRUPTED = "interrupted"
+
+
+async def send_artifact(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    path: Path,
+    *,
+    sha256: str,
+    extra_headers: Mapping[str, str] | None = None,
+    last_modified: datetime | None = None,
+    allow_range: bool = True,
+    on_finished: Callable[[DeliveryOutcome], None] | None = None,
+    use_pathsend: bool = True,
+) -> None:
+    """Answer GET or HEAD with the file at `path` (absolute), whose SHA-256 (lower-case hex) is `sha256`.
+
+    200, 206, 304 (If-None-Match, or If-Modified-Since where `last_modified` is given) or 416. `extra_headers` go into
+    each of them, e.g. `x-MD5`. With `use_pathsend` whole files go through the server's own file loop: fastest, but then
+    a peer that goes away is not noticed; without it they go in chunks of 64 KiB and it is. `on_finished` is called
+    once, after a GET that had a body (200 or 206).
+    Raises `NotFound` before anything is sent if there is no such file.
+    """
+    headers = Headers(scope=scope)
+    etag = f'"{sha256}"'
+    common = _common_headers(etag, extra_headers or {}, last_modified, allow_range=allow_range)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound("the artifact's file is missing", found=sha256, hint="Upload the file again.") from None
+    try:
+        size = os.fstat(descriptor).st_size
+        if _not_modified(headers, etag, last_modified):
+            await _send_empty(send, 304, common)
+            return
+        try:
+            part = _wanted_part(headers, etag, size, last_modified) if allow_range else None
+        except RangeNotSatisfiable:
+            unsatisfied = (b"content-range", unsatisfied_content_range(size).encode())
+            await _send_empty(send, 416, [*common, unsatisfied, (b"content-length", b"0")])
+            return
+        await _send_body(
+            scope, receive, send, path, descriptor, size, part, common, on_finished, use_pathsend=use_pathsend
+        )
+    finally:
+        os.close(descriptor)
+
+
+class ArtifactResponse(Response):
+    """`send_artifact` as a Starlette response, for endpoints that return one."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        sha256: str,
+        extra_headers: Mapping[str, str] | None = None,
+        last_modified: datetime | None = None,
+        allow_range: bool = True,
+        on_finished: Callable[[DeliveryOutcome], None] | None = None,
+        use_pathsend: bool = True,
+    ) -> None:
+        super().__init__()
+        self._path = path
+        self._sha256 = sha256
+        self._options: dict[str, Any] = {
+            "extra_headers": extra_headers,
+            "last_modified": last_modified,
+            "allow_range": allow_range,
+            "on_finished": on_finished,
+            "use_pathsend": use_pathsend,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the file, or the part of it that the request asks for."""
+        await send_artifact(scope, receive, send, self._path, sha256=self._sha256, **self._options)
+
+
+def routes(context: ServerContext) -> list[BaseRoute]:
+    """Return `GET /artifacts/{sha256}`: for signed links, and for management tokens of the artifact's tenant."""
+
+    async def download(request: Request) -> Response:
+        sha256 = _requested_sha256(request)
+        token = request.query_params.get("token")
+        if token is not None:
+            context.download_tokens.check(token, sha256, now=context.now())
+        else:
+            await _authorize_manager(context, request, sha256)
+        return ArtifactResponse(context.artifacts.path(sha256), sha256=sha256)
+
+    return [Route("/artifacts/{sha256}", download, methods=["GET", "HEAD"])]
+
+
+def _requested_sha256(request: Request) -> str:
+    try:
+        return parse_sha256_hex(request.path_params["sha256"])
+    except InvalidInput as error:
+        raise NotFound("no such artifact") from error
+
+
+async def _authorize_manager(context: ServerContext, request: Request, sha256: str) -> None:
+    """Let a management token read the artifacts of its own tenant; raises `Unauthenticated` or `NotFound`."""
+    header = request.headers.get("authorization")
+    if header is None:
+        raise Unauthenticated("a token is needed", hint="Send ?token= from the update, or Authorization: Bearer.")
+    scope, role = await authenticate(context, header)
+    require(role, Permission.ARTIFACTS_READ)
+    async with context.storage.reading() as transaction:
+        await transaction.artifact(scope, sha256)
+
+
+def _common_headers(
+    etag: str, extra: Mapping[str, str], last_modified: datetime | None, *, allow_range: bool
+) -> RawHeaders:
+    named = {
+        b"etag": etag.encode(),
+        b"accept-ranges": b"bytes" if allow_range else b"none",
+        b"cache-control": b"no-transform",  # no proxy on the way may compress what a device cannot unpack
+    }
+    if last_modified is not None:
+        named[b"last-modified"] = _http_date(last_modified).encode()
+    named |= {name.lower().encode("latin-1"): value.encode("latin-1") for name, value in extra.items()}
+    return list(named.items())
+
+
+def _not_modified(headers: Headers, etag: str, last_modified: datetime | None) -> bool:
+    """Return whether the client has this file already: by its ETag, else (only without If-None-Match) by its date."""
+    if "if-none-match" in headers:
+        return none_match(headers["if-none-match"], etag)
+    since = headers.get("if-modified-since")
+    if since is None or last_modified is None:
+        return False
+    try:
+        return last_modified.replace(microsecond=0) <= parsedate_to_datetime(since)
+    except (ValueError, TypeError):  # no date, or one without a zone: RFC 9110 13.1.3 has it ignored
+        return False
+
+
+def _wanted_part(headers: Headers, etag: str, size: int, last_modified: datetime | None) -> ByteRange | None:
+    """Return the asked-for part; None for the whole file, also when If-Range names another file than this one."""
+    date = None if last_modified is None else _http_date(last_modified)
+    if not if_range(headers.get("if-range"), etag, date):
+        return None
+    return parse_range(headers.get("range"), size)
+
+
+def _http_date(moment: datetime) -> str:
+    return format_datetime(moment.astimezone(UTC), usegmt=True)
+
+
+async def _send_empty(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _send_body(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    path: Path,
+    descriptor: int,
+    size: int,
+    part: ByteRange | None,
+    common: RawHeaders,
+    on_finished: Callable[[DeliveryOutcome], None] | None,
+    *,
+    use_pathsend: bool,
+) -> None:
+    length = size if part is None else part.length
+    headers = [*common, (b"content-type", BODY_MEDIA_TYPE), (b"content-length", str(length).encode())]
+    if part is not None:
+        headers.append((b"content-range", content_range(part, size).encode()))
+    start: Message = {"type": "http.response.start", "status": 200 if part is None else 206, "headers": headers}
+    if scope["method"] == "HEAD" or length == 0:
+        await send(start)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return
+    outcome = DeliveryOutcome.INTERRUPTED
+    try:
+        await send(start)
+        if part is None and use_pathsend and PATHSEND in (scope.get("extensions") or {}):
+            await send({"type": PATHSEND, "path": str(path)})
+            outcome = DeliveryOutcome.HANDED_OVER
+        else:
+            first = 0 if part is None else part.first
+            outcome = await _send_chunks(receive, send, descriptor, first, length, attentive=on_finished is not None)
+    finally:
+        if on_finished is not None:
+            on_finished(outcome)
+
+
+async def _send_chunks(
+    receive: Receive, send: Send, descriptor: int, first: int, length: int, *, attentive: bool
+) -> DeliveryOutcome:
+    """Hand over `length` bytes from offset `first`; stops early when the server says that the peer is gone.
+
+    To a peer that is gone the server takes every chunk at once and without a word; the word comes a moment later, and
+    after the last chunk it comes in any case. So who is attentive waits that moment before the last chunk.
+    """
+    if length <= CHUNK_BYTES:
+        await send(_chunk(descriptor, first, length, more=False))
+        return DeliveryOutcome.HANDED_OVER
+    gone = asyncio.ensure_future(_peer_gone(receive))
+    try:
+        for offset in range(first, first + length, CHUNK_BYTES):
+            left = first + length - offset
+            if attentive and left <= CHUNK_BYTES:
+                await asyncio.wait({gone}, timeout=LAST_CHUNK_PAUSE_S)
+            if gone.done():
+                return DeliveryOutcome.INTERRUPTED
+            await send(_chunk(descriptor, offset, min(CHUNK_BYTES, left), more=left > CHUNK_BYTES))
+    finally:
+        gone.cancel()
+    return DeliveryOutcome.HANDED_OVER
+
+
+def _chunk(descriptor: int, offset: int, length: int, *, more: bool) -> Message:
+    data = os.pread(descriptor, length, offset)
+    if len(data) != length:
+        raise FlotaError(
+            "the artifact's file became shorter while it was sent", offset=offset, expected=length, found=len(data)
+        )
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+async def _peer_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

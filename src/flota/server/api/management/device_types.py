@@ -1,0 +1,95 @@
+"""`/types`: products, their boards, partition tables and signers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.responses import Response
+
+from flota.boards.catalogue import BOARDS
+from flota.client import schemas
+from flota.errors import NotFound
+from flota.fleet.scope import Scope
+from flota.server.api.management import answers
+from flota.server.api.management.guard import GuardedRoute, caller_of, context_of, needs
+from flota.server.api.management.inputs import TrustInput, TypeInput, UnknownDevicesInput
+from flota.server.auth import Permission
+from flota.server.context import ServerContext
+from flota.server.device_registry import (
+    add_signers,
+    builtin_type,
+    declared_type,
+    device_type_or_builtin,
+)
+
+router = APIRouter(route_class=GuardedRoute, tags=["types"])
+Context = Annotated[ServerContext, Depends(context_of)]
+Caller = Annotated[Scope, Depends(caller_of)]
+
+
+@router.get("/types", responses=answers.describes(schemas.DeviceTypePage))
+@needs(Permission.TYPES_READ)
+async def list_types(context: Context, caller: Caller) -> Response:
+    """List the declared types, then the built-in ones that nobody has used yet."""
+    async with context.storage.reading() as transaction:
+        used = [answers.device_type(one) for one in await transaction.list_device_types(caller)]
+    names = {one.name for one in used}
+    unused = [builtin_type(name) for name in BOARDS if name not in names]
+    rest = [answers.unused_type(new) for new in unused if new is not None]
+    return answers.answer(schemas.DeviceTypePage(items=used + rest))
+
+
+@router.post("/types", status_code=201, responses=answers.describes(schemas.DeviceType, 201, "Declared."))
+@needs(Permission.TYPES_DECLARE)
+async def declare_type(wanted: TypeInput, context: Context, caller: Caller) -> Response:
+    """Declare a product."""
+    new = declared_type(
+        name=wanted.name,
+        board_name=wanted.board,
+        partition_csv=wanted.partition_csv,
+        hardware_revision=wanted.hardware_revision,
+        version_from=wanted.version_from,
+        unknown_devices=wanted.unknown_devices,
+        signers=wanted.signers,
+        signature_threshold=wanted.signature_threshold,
+        poll_interval_s=wanted.poll_interval_s,
+        description=wanted.description,
+    )
+    async with context.storage.transaction() as transaction:
+        made = await transaction.add_device_type(caller, new, now=context.now())
+    return answers.answer(answers.device_type(made), 201, location=f"/api/v1/types/{made.name}")
+
+
+@router.get("/types/{name}", responses=answers.describes(schemas.DeviceType))
+@needs(Permission.TYPES_READ)
+async def show_type(name: str, context: Context, caller: Caller) -> Response:
+    """Show one type."""
+    async with context.storage.reading() as transaction:
+        try:
+            return answers.answer(answers.device_type(await transaction.device_type(caller, name)))
+        except NotFound:
+            new = builtin_type(name)
+            if new is None:
+                raise
+            return answers.answer(answers.unused_type(new))
+
+
+@router.post("/types/{name}/trust", responses=answers.describes(schemas.DeviceType))
+@needs(Permission.TYPES_TRUST)
+async def trust_keys(name: str, wanted: TrustInput, context: Context, caller: Caller) -> Response:
+    """Add public keys to those whose signatures count for the type's releases; perhaps change how many are needed."""
+    async with context.storage.transaction() as transaction:
+        changed = await add_signers(transaction, caller, name, wanted.public_keys, wanted.threshold, now=context.now())
+    return answers.answer(answers.device_type(changed))
+
+
+@router.post("/types/{name}/unknown-devices", responses=answers.describes(schemas.DeviceType))
+@needs(Permission.TYPES_DECLARE)
+async def set_unknown_devices(name: str, wanted: UnknownDevicesInput, context: Context, caller: Caller) -> Response:
+    """Say what happens to devices of the type that nobody registered."""
+    now = context.now()
+    async with context.storage.transaction() as transaction:
+        its_type = await device_type_or_builtin(transaction, caller, name, now)
+        changed = await transaction.set_unknown_devices(caller, its_type.name, wanted.unknown_devices, now=now)
+    return answers.answer(answers.device_type(changed))

@@ -1,0 +1,172 @@
+"""What callers may send: every field named, bounded, and nothing else accepted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from flota.boards.model import VersionFrom
+from flota.fleet.devices import DeviceState, UnknownDevices
+from flota.fleet.releases import ReleaseState
+from flota.fleet.scope import Role
+
+INT32_MAX: Final = 2**31 - 1
+KEY_PEM_MAX_LEN: Final = 4096
+NAMES_MAX: Final = 50_000
+DAY_S: Final = 86_400
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("control characters or line breaks are not allowed")
+    return text
+
+
+def _no_nul(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("NUL is not allowed")
+    return text
+
+
+Line = Annotated[str, StringConstraints(max_length=200), AfterValidator(_printable)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_printable)]
+Note = Annotated[str, StringConstraints(max_length=10_000), AfterValidator(_no_nul)]
+Pem = Annotated[str, StringConstraints(min_length=1, max_length=KEY_PEM_MAX_LEN), AfterValidator(_no_nul)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
+
+
+class Input(BaseModel):
+    """Common ground: unknown fields are refused, and text is not turned into numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TypeInput(Input):
+    """Declares a device type."""
+
+    name: Name
+    board: Name
+    partition_csv: Annotated[str, StringConstraints(max_length=65_536), AfterValidator(_no_nul)] | None = None
+    hardware_revision: Name | None = None
+    version_from: VersionFrom = VersionFrom.RELEASE
+    unknown_devices: UnknownDevices = UnknownDevices.HOLD
+    signers: list[Pem] = Field(default=[], max_length=16)
+    signature_threshold: int = Field(default=1, ge=1, le=16)
+    poll_interval_s: int = Field(default=300, ge=1, le=DAY_S)
+    description: Line = ""
+
+
+class TrustInput(Input):
+    """Adds public keys to a type's signers."""
+
+    public_keys: list[Pem] = Field(default=[], max_length=16)
+    threshold: int | None = Field(default=None, ge=1, le=16)
+
+
+class UnknownDevicesInput(Input):
+    """What happens to devices that nobody registered."""
+
+    unknown_devices: UnknownDevices
+
+
+class ReleaseInput(Input):
+    """A draft for stored bytes; `artifact` is their SHA-256."""
+
+    type: Name
+    version: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    artifact: Sha256
+    notes: Note = ""
+    expires_at: AwareDatetime | None = None
+
+
+class SignatureInput(Input):
+    """A signature (base64) over the manifest's exact bytes."""
+
+    key_id: Name
+    algorithm: Name
+    signature: Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+
+
+class ReasonInput(Input):
+    """Why, in one line, for the audit trail."""
+
+    reason: Line = ""
+
+
+class EmptyInput(Input):
+    """Nothing but `{}`, or no body at all."""
+
+
+class DeviceInput(Input):
+    """Registers a device; `token` is drawn when it is not given."""
+
+    name: Name
+    type: Name
+    mac: Annotated[str, StringConstraints(max_length=40)] | None = None
+    labels: dict[str, str] = Field(default={}, max_length=64)
+    token: Annotated[str, StringConstraints(max_length=200)] | None = None
+
+
+class TokenOfDeviceInput(Input):
+    """Replaces a device's token."""
+
+    token: Annotated[str, StringConstraints(max_length=200)] | None = None
+
+
+class LabelsInput(Input):
+    """Replaces a device's labels."""
+
+    labels: dict[str, str] = Field(max_length=64)
+
+
+class RolloutInput(Input):
+    """Offers a release to named devices, or to those that `select` picks now."""
+
+    release: Annotated[str, StringConstraints(min_length=1, max_length=300)]
+    devices: list[Name] | None = Field(default=None, max_length=NAMES_MAX)
+    select: Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_printable)] | None = None
+    name: Name | None = None
+    waves: Annotated[str, StringConstraints(min_length=1, max_length=500)] = "100%"
+    abort_after_failures: int = Field(default=1, ge=1, le=INT32_MAX)
+    silence_limit_s: int | None = Field(default=None, ge=1, le=365 * DAY_S)
+    attempts: int | None = Field(default=None, ge=1, le=100)
+    count_inferred: bool | None = None
+
+
+class TokenInput(Input):
+    """Makes a management token."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    role: Role
+
+
+class ReleaseQuery(Input):
+    """Which releases to list."""
+
+    type: Name | None = None
+    state: ReleaseState | None = None
+
+
+class DeviceQuery(Input):
+    """Which devices to list: all conditions must hold. `after` is the `next` of the page before."""
+
+    type: Name | None = None
+    state: DeviceState | None = None
+    select: Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_printable)] | None = None
+    text: Name | None = None
+    after: int = Field(default=0, ge=0, le=INT32_MAX)
+    limit: int = Field(default=100, ge=1, le=1000)
+
+
+class RolloutQuery(Input):
+    """Which rollouts to list."""
+
+    open: bool = False
+
+
+class AuditQuery(Input):
+    """Which stretch of the audit trail."""
+
+    after: int = Field(default=0, ge=0, le=2**62)
+    limit: int = Field(default=100, ge=1, le=1000)

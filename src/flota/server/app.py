@@ -1,0 +1,92 @@
+"""The whole application: every API under one roof, behind limits, counters and the last resort for bugs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from flota.server.limits import RequestLimits
+from flota.server.problems import EXCEPTION_HANDLERS, UNEXPECTED, problem
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from flota.server.context import ServerContext
+
+COMMON_HEADERS: Final = ((b"server", b"flota"), (b"x-content-type-options", b"nosniff"))
+"""For every answer. Two short ones: an ESP32 reads answers through a buffer of 512 bytes."""
+
+PEOPLE_HEADERS: Final = (
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+)
+"""For what a browser may open. A page that needs more sets its own policy, which then stays."""
+
+PEOPLE_PREFIXES: Final = ("/api/", "/healthz", "/metrics")
+
+_log = structlog.get_logger(__name__)
+
+
+def build_app(context: ServerContext) -> ASGIApp:
+    """Return the ASGI application that both listeners serve.
+
+    DDI comes last: its first path segment is a tenant's name, so its routes would match anything else's.
+    """
+    from flota.server.api import artifacts, ddi, events, health, http_update
+    from flota.server.api.management import build_management_api
+
+    routes = [
+        *health.routes(context),
+        *events.routes(context),
+        Mount("/api/v1", build_management_api(context)),
+        *artifacts.routes(context),
+        *http_update.routes(context),
+        *ddi.routes(context),
+    ]
+    return wrap(Starlette(routes=routes, exception_handlers=dict(EXCEPTION_HANDLERS)), context)
+
+
+def wrap(app: ASGIApp, context: ServerContext) -> ASGIApp:
+    """Return `app` behind the limits, the common headers, the counters and the last resort."""
+    return _Outermost(RequestLimits(app, context.settings), context)
+
+
+class _Outermost:
+    """Counts every request, adds headers, and lets no exception through to the server's own error page."""
+
+    def __init__(self, app: ASGIApp, context: ServerContext) -> None:
+        self._app = app
+        self._metrics = context.metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"nothing here speaks {scope['type']}")
+        path: str = scope["path"]
+        added = COMMON_HEADERS + (PEOPLE_HEADERS if path.startswith(PEOPLE_PREFIXES) else ())
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = list(message.get("headers", ()))
+                present = {name for name, _ in headers}
+                message = {**message, "headers": headers + [pair for pair in added if pair[0] not in present]}
+            await send(message)
+
+        self._metrics.running.inc()
+        try:
+            await self._app(scope, receive, send_marked)
+        except Exception as error:  # noqa: BLE001 - the last resort: the peer gets an answer or a closed connection
+            if status != 500:  # the application's own handler has not seen it
+                _log.error("request.crashed", path=path, method=scope["method"], exc_info=error)
+            self._metrics.crashes.inc()
+            if status == 0:
+                await problem(500, UNEXPECTED)(scope, receive, send_marked)
+        finally:
+            self._metrics.running.dec()
+            self._metrics.answered(path, status)

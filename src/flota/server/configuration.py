@@ -1,0 +1,181 @@
+"""From `flota.toml`, `FLOTA_*` variables and flags, in rising order, to `ServerSettings`. Pure: what is read comes in.
+
+One table names every setting once, with its key in the file, its variable, and how its text is read.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from flota.errors import FlotaError, InvalidInput
+from flota.server.settings import (
+    DEFAULT_HTTP,
+    DEFAULT_HTTPS,
+    DEFAULT_MAX_ARTIFACT_BYTES,
+    DEFAULT_STOP_GRACE_S,
+    MEBIBYTE,
+    Address,
+    DataDirectory,
+    ServerSettings,
+    parse_address,
+    parse_host,
+    parse_public_url,
+)
+
+OFF: Final = "off"
+"""The value of `http` or `https` that means: no such listener."""
+
+STOP_GRACE_MAX_S: Final = 3600.0
+MAX_ARTIFACT_MIB: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: `key` in the file and of the flags; the variable is `FLOTA_` and the key in capitals."""
+
+    key: str
+    read: Callable[[Any], object]
+    default: object = None
+
+    @property
+    def variable(self) -> str:
+        """Name of the environment variable."""
+        return f"FLOTA_{self.key.upper()}"
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidInput("not a text", found=repr(value))
+    return value.strip()
+
+
+def _listener(value: Any) -> Address | None:
+    if value is False or (isinstance(value, str) and value.strip().lower() == OFF):
+        return None
+    return parse_address(str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value))
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, Sequence):
+        raise InvalidInput("not a list of names", found=repr(value))
+    return tuple(dict.fromkeys(parse_host(_text(name)) for name in given))
+
+
+def _path(value: Any) -> Path:
+    return value if isinstance(value, Path) else Path(_text(value)).expanduser()
+
+
+def _number(value: Any, upper: float, unit: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput("not a number", found=repr(value)) from error
+    if isinstance(value, bool) or not 0 < number <= upper:
+        raise InvalidInput("out of bounds", expected=f"above 0, at most {upper:g} {unit}", found=str(value))
+    return number
+
+
+SETTINGS: Final = (
+    Setting("http", _listener, parse_address(DEFAULT_HTTP)),
+    Setting("https", _listener, parse_address(DEFAULT_HTTPS)),
+    Setting("public_url", lambda value: parse_public_url(_text(value))),
+    Setting("name", _names, ()),
+    Setting("tls_cert", _path),
+    Setting("tls_key", _path),
+    Setting("database", _text),
+    Setting(
+        "max_artifact_mib",
+        lambda value: int(_number(value, MAX_ARTIFACT_MIB, "MiB") * MEBIBYTE),
+        DEFAULT_MAX_ARTIFACT_BYTES,
+    ),
+    Setting("stop_grace_s", lambda value: _number(value, STOP_GRACE_MAX_S, "s"), DEFAULT_STOP_GRACE_S),
+)
+
+
+def read_configuration(text: str, name: str) -> dict[str, object]:
+    """Return the settings of a `flota.toml`; `name` is for messages. Raises `InvalidInput`, for unknown keys too."""
+    try:
+        table: dict[str, object] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{name} is not TOML", found=str(error)) from error
+    known = {setting.key for setting in SETTINGS}
+    unknown = sorted(table.keys() - known)
+    if unknown:
+        raise InvalidInput(
+            f"{name} has settings that do not exist", expected=", ".join(sorted(known)), found=", ".join(unknown)
+        )
+    return table
+
+
+def settings_from(
+    data: Path, file: Mapping[str, object], environment: Mapping[str, str], flags: Mapping[str, object]
+) -> ServerSettings:
+    """Return the settings; flags count before variables, variables before the file. None as a flag means: not given.
+
+    Raises `InvalidInput`, which names the source of a bad value or says what listening wider than this machine needs.
+    """
+    values: dict[str, Any] = {setting.key: _value(setting, file, environment, flags) for setting in SETTINGS}
+    settings = ServerSettings(
+        data=DataDirectory(data),
+        http=values["http"],
+        https=values["https"],
+        public_url=values["public_url"],
+        names=values["name"],
+        tls_cert=values["tls_cert"],
+        tls_key=values["tls_key"],
+        database_url=values["database"],
+        max_artifact_bytes=values["max_artifact_mib"],
+        stop_grace_s=values["stop_grace_s"],
+    )
+    check_settings(settings)
+    return settings
+
+
+def check_settings(settings: ServerSettings) -> None:
+    """Raise `InvalidInput` unless the settings make sense together."""
+    if settings.http is None and settings.https is None:
+        raise InvalidInput("no listener is left", hint="Leave one of --http and --https on.")
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise InvalidInput("--tls-cert and --tls-key go together", hint="Give both, or none for our own certificate.")
+    wide = [address for address in (settings.http, settings.https) if address is not None and not address.is_loopback]
+    if not wide:
+        return
+    missing = []
+    if settings.public_url is None:
+        missing.append("--public-url URL (what devices are given)")
+    if settings.https is not None and settings.tls_cert is None and not settings.names:
+        missing.append("--name HOST|IP (a name for the certificate; may be repeated)")
+    if missing:
+        shown = " and ".join(str(address) for address in wide)
+        raise InvalidInput(
+            f"listening at {shown} opens the server to other machines",
+            expected=" and ".join(missing),
+            found="neither" if len(missing) == 2 else "not given",
+            hint="For example: --public-url https://updates.example.net:8443 --name updates.example.net",
+        )
+
+
+def _value(
+    setting: Setting, file: Mapping[str, object], environment: Mapping[str, str], flags: Mapping[str, object]
+) -> object:
+    """Return a setting's value from the highest source that has one."""
+    flag = f"--{setting.key.replace('_', '-')}"
+    for source, value in (
+        (flag, flags.get(setting.key)),
+        (setting.variable, environment.get(setting.variable) or None),
+        (f"{setting.key} in flota.toml", file.get(setting.key)),
+    ):
+        if value is None:
+            continue
+        try:
+            return setting.read(value)
+        except FlotaError as error:
+            raise InvalidInput(
+                f"{source}: {error.message}", expected=error.expected, found=error.found, hint=error.hint
+            ) from error
+    return setting.default

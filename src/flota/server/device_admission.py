@@ -1,0 +1,165 @@
+"""Who asks, and may it take part: devices that identify themselves by MAC address or by a token of their own.
+
+Unknown MACs become devices as their type's policy says: accepted, held until someone accepts them, or refused.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from flota.errors import Conflict, Forbidden, NotFound, TooManyRequests, Unauthenticated
+from flota.fleet.devices import Device, DeviceState, DeviceType, UnknownDevices
+from flota.fleet.scope import Scope
+from flota.fleet.storage import DeviceFilter, NewDevice, Transaction
+from flota.server.auth import digest_of_secret
+from flota.server.device_registry import builtin_type, device_type_or_builtin
+
+if TYPE_CHECKING:
+    from flota.server.context import ServerContext
+
+PENDING_MAX: Final = 10_000
+"""Devices of one tenant that wait to be accepted; beyond them strangers are turned away until someone decides."""
+
+FULL_RETRY_AFTER_S: Final = 3600
+
+CONFLICTS_REMEMBERED: Final = 1000
+"""Pairs of device and foreign trait that this process has put into the audit trail already."""
+
+_NO_DIGEST: Final = "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """What a device that only has a MAC says about itself; attributes are cleaned."""
+
+    mac: str
+    token: str | None
+    attributes: dict[str, str]
+
+
+class DeviceAdmission:
+    """Finds, admits and turns away devices of one server process."""
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._conflicts: OrderedDict[tuple[int, str], None] = OrderedDict()
+
+    async def device_type(self, scope: Scope, name: str) -> DeviceType:
+        """Return a declared type, or the built-in type of that board's name. Raises `NotFound`."""
+        async with self._context.storage.reading() as transaction:
+            try:
+                return await transaction.device_type(scope, name)
+            except NotFound:
+                if builtin_type(name) is None:
+                    raise
+        async with self._context.storage.transaction() as transaction:
+            return await device_type_or_builtin(transaction, scope, name, self._context.now())
+
+    async def by_token(self, scope: Scope, name: str, token: str | None, *, device_type: str | None = None) -> Device:
+        """Return the device whose token this is. Unknown devices, wrong tokens and refused devices get one answer.
+
+        Raises `Unauthenticated` when there is no token, `Forbidden` otherwise.
+        """
+        if token is None:
+            raise Unauthenticated("this device's token is needed")
+        async with self._context.storage.reading() as transaction:
+            stored = await transaction.device_token_sha256(scope, name)
+            is_right = hmac.compare_digest(stored or _NO_DIGEST, digest_of_secret(token)) and stored is not None
+            device = await transaction.find_device(scope, name) if is_right else None
+        if device is None or device.state is DeviceState.REFUSED or device_type not in (None, device.type_name):
+            raise Forbidden("not a device of this server, or not its token")
+        return device
+
+    async def by_mac(self, scope: Scope, device_type: DeviceType, newcomer: Newcomer) -> Device:
+        """Return the device with this MAC; an unknown one is admitted or turned away as the type's policy says.
+
+        A token is optional here, but one that is given must be right. Raises `Forbidden`, and `TooManyRequests`
+        while too many devices wait to be accepted.
+        """
+        async with self._context.storage.reading() as transaction:
+            device = await _known(transaction, scope, newcomer.mac)
+            stored = None if device is None else await transaction.device_token_sha256(scope, device.name)
+        if device is None:
+            device = await self._admit(scope, device_type, newcomer)
+        elif newcomer.token is not None and not hmac.compare_digest(
+            stored or _NO_DIGEST, digest_of_secret(newcomer.token)
+        ):
+            raise Forbidden("not this device's token")
+        if device.state is DeviceState.REFUSED:
+            raise Forbidden("this device was refused")
+        if device.type_name != device_type.name:
+            raise Forbidden("this device is of another type", expected=device.type_name, found=device_type.name)
+        return device
+
+    async def learn(self, scope: Scope, device: Device, mac: str | None, attributes: dict[str, str]) -> None:
+        """Keep what the device says about itself, when it is new; notice two devices under one identity.
+
+        A MAC other than the one registered is refused with `Forbidden`; other traits that change are put into the audit
+        trail once.
+        """
+        if mac is not None and device.mac not in (None, mac):
+            await self._note_conflict(scope, device, "mac", device.mac or "", mac)
+            raise Forbidden("this device is known with another MAC address")
+        for trait in ("chip", "ap-mac"):
+            before, now = device.attributes.get(trait), attributes.get(trait)
+            if before is not None and now is not None and before != now:
+                await self._note_conflict(scope, device, trait, before, now)
+                if trait == "chip":
+                    raise Forbidden("this device is known with another chip")
+                attributes = {**attributes, trait: before}
+        merged = {**device.attributes, **attributes}
+        if merged == dict(device.attributes):
+            return
+        async with self._context.storage.transaction() as transaction:
+            await transaction.set_device_attributes(
+                scope, device.id, merged, requested=device.attributes_requested, now=self._context.now()
+            )
+
+    async def _admit(self, scope: Scope, device_type: DeviceType, newcomer: Newcomer) -> Device:
+        if device_type.unknown_devices is UnknownDevices.REFUSE:
+            raise Forbidden("unknown devices of this type are refused")
+        accepted = device_type.unknown_devices is UnknownDevices.ACCEPT
+        state = DeviceState.ACCEPTED if accepted else DeviceState.PENDING
+        new = NewDevice(
+            name=newcomer.mac,
+            type_name=device_type.name,
+            state=state,
+            token_sha256=None if newcomer.token is None else digest_of_secret(newcomer.token),
+            mac=newcomer.mac,
+        )
+        try:
+            async with self._context.storage.transaction() as transaction:
+                if await transaction.count_devices(scope, DeviceFilter(state=DeviceState.PENDING)) >= PENDING_MAX:
+                    raise TooManyRequests("too many devices wait to be accepted", retry_after_s=FULL_RETRY_AFTER_S)
+                return await transaction.add_device(scope, new, now=self._context.now())
+        except Conflict:  # its own second request was faster
+            async with self._context.storage.reading() as transaction:
+                device = await _known(transaction, scope, newcomer.mac)
+            if device is None:
+                raise
+            return device
+
+    async def _note_conflict(self, scope: Scope, device: Device, trait: str, before: str, now: str) -> None:
+        key = (device.id, f"{trait}={now}")
+        if key in self._conflicts:
+            return
+        self._conflicts[key] = None
+        if len(self._conflicts) > CONFLICTS_REMEMBERED:
+            self._conflicts.popitem(last=False)
+        details = {"trait": trait, "known": before, "claimed": now}
+        async with self._context.storage.transaction() as transaction:
+            await transaction.append_audit(
+                scope, "device.identity-conflict", f"device:{device.name}", details, now=self._context.now()
+            )
+
+
+async def _known(transaction: Transaction, scope: Scope, mac: str) -> Device | None:
+    """Return the device with this MAC, or the one that was registered under the MAC as its name."""
+    device = await transaction.find_device_by_mac(scope, mac)
+    if device is not None:
+        return device
+    named = await transaction.find_device(scope, mac)
+    return named if named is not None and named.mac is None else None

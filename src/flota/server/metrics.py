@@ -1,0 +1,58 @@
+"""Counters of the whole server for Prometheus. No label ever names a device, a tenant or a path that a peer chose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+if TYPE_CHECKING:
+    from flota.server.sightings import SightingsWriter
+
+GROUPS: Final = ("api", "artifacts", "update", "ddi", "healthz", "metrics", "other")
+"""Values of the `group` label: which API a request went to."""
+
+_FIRST_SEGMENTS: Final = frozenset(GROUPS) - {"ddi", "other"}
+_DDI_SECOND_SEGMENT: Final = "controller"
+
+
+def group_of(path: str) -> str:
+    """Return the API that serves `path`, one of `GROUPS`."""
+    segments = path.split("/", 3)
+    if len(segments) > 1 and segments[1] in _FIRST_SEGMENTS:
+        return segments[1]
+    return "ddi" if len(segments) > 2 and segments[2] == _DDI_SECOND_SEGMENT else "other"
+
+
+class Metrics:
+    """One registry per server, so that several in one process (tests) do not share counters."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter(
+            "flota_http_requests", "Requests answered.", ["group", "status"], registry=self.registry
+        )
+        self.running = Gauge("flota_http_requests_running", "Requests being answered.", registry=self.registry)
+        self.channel_downloads = Counter(
+            "flota_channel_downloads",
+            "Images handed to update clients without an identity.",
+            ["type"],  # types that exist, never what a peer wrote
+            registry=self.registry,
+        )
+        self.crashes = Counter("flota_http_crashes", "Requests that ended in a bug of ours.", registry=self.registry)
+
+    def watch_sightings(self, sightings: SightingsWriter) -> None:
+        """Show how many device sightings wait to be written."""
+        waiting = Gauge("flota_sightings_waiting", "Device sightings not yet in the database.", registry=self.registry)
+        waiting.set_function(lambda: sightings.waiting)
+
+    def answered(self, path: str, status: int) -> None:
+        """Count one answer; statuses are counted by class (`2xx`) but for 304, 401, 404 and 429, which tell most."""
+        shown = str(status) if status in (304, 401, 404, 429) else f"{status // 100}xx"
+        self.requests.labels(group_of(path), shown).inc()
+
+    def exposition(self) -> tuple[bytes, str]:
+        """Return the text for Prometheus and its media type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST

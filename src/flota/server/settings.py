@@ -1,0 +1,172 @@
+"""What a running server was told: addresses, names, files and limits, parsed once at start-up."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from flota.errors import InvalidInput
+
+DEFAULT_HTTP: Final = "127.0.0.1:8080"
+DEFAULT_HTTPS: Final = "127.0.0.1:8443"
+PORT_MAX: Final = 65_535
+HOST_NAME_MAX_LEN: Final = 253
+"""RFC 1035 2.3.4: 255 octets on the wire are 253 characters of text."""
+
+MEBIBYTE: Final = 1 << 20
+DEFAULT_MAX_ARTIFACT_BYTES: Final = 256 * MEBIBYTE
+"""Larger than any microcontroller image; a Linux image of a gateway may need more, then raise it."""
+
+DEFAULT_STOP_GRACE_S: Final = 30.0
+"""How long a stopping server lets running responses finish."""
+
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a listener listens. `port` 0 means: any free one."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether it stands for every address of this machine."""
+        try:
+            return ipaddress.ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        """Return `host:port`, IPv6 in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Return the address in `HOST:PORT`, `[IPv6]:PORT`, `:PORT` or `PORT` (both loopback). Raises `InvalidInput`."""
+    host, separator, port_text = text.strip().rpartition(":")
+    if not separator:
+        host = ""
+    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+    if not port_text.isascii() or not port_text.isdecimal() or int(port_text) > PORT_MAX:
+        raise InvalidInput(
+            "not an address to listen at", expected="HOST:PORT with a port of 0 to 65535", found=repr(text)
+        )
+    parse_host(host)
+    return Address(host, int(port_text))
+
+
+def parse_host(text: str) -> str:
+    """Return a host name or an IP address as it is written in certificates and URLs. Raises `InvalidInput`."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        pass
+    if len(text) > HOST_NAME_MAX_LEN or not _HOST_NAME.match(text):
+        raise InvalidInput("neither a host name nor an IP address", found=repr(text[:HOST_NAME_MAX_LEN]))
+    return text.rstrip(".").lower()
+
+
+def parse_public_url(text: str) -> str:
+    """Return the base URL without a final slash. Raises `InvalidInput` unless it is http(s)://host[:port][/path]."""
+    try:
+        parts = urlsplit(text.strip())
+        port = parts.port
+    except ValueError as error:
+        raise InvalidInput("not a URL", expected="http(s)://HOST[:PORT][/PATH]", found=repr(text)) from error
+    plain = not (parts.query or parts.fragment or parts.username or parts.password)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not plain or port == 0:
+        raise InvalidInput(
+            "not a base URL that devices could be given",
+            expected="http(s)://HOST[:PORT][/PATH] without user, query and fragment",
+            found=repr(text),
+        )
+    parse_host(parts.hostname)
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+
+
+@dataclass(frozen=True, slots=True)
+class DataDirectory:
+    """The layout of the directory that holds everything one server remembers."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        """SQLite's file, unless another database was named."""
+        return self.root / "flota.sqlite3"
+
+    @property
+    def artifacts(self) -> Path:
+        """Content-addressed files, `objects/ab/cd/<sha256>`."""
+        return self.root / "artifacts"
+
+    @property
+    def certificates(self) -> Path:
+        """Our own certificate authority and the server's certificate."""
+        return self.root / "ca"
+
+    @property
+    def admin_token(self) -> Path:
+        """The administrator's token, mode 0600, made at the first start."""
+        return self.root / "admin.token"
+
+    @property
+    def download_key(self) -> Path:
+        """The key of signed download links, mode 0600."""
+        return self.root / "download.key"
+
+    @property
+    def server_record(self) -> Path:
+        """JSON: where the running server listens; absent while none runs."""
+        return self.root / "server.json"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the server that uses this directory."""
+        return self.root / "lock"
+
+    @property
+    def configuration(self) -> Path:
+        """`flota.toml`, read when the command line names no other."""
+        return self.root / "flota.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Everything `flota up` can be told. None for `http` or `https` means: no such listener.
+
+    `public_url` is what devices are given; without it they get the address that they asked at.
+    `names` are the host names and IP addresses for the server's certificate, besides localhost.
+    """
+
+    data: DataDirectory
+    http: Address | None = None
+    https: Address | None = None
+    public_url: str | None = None
+    names: tuple[str, ...] = ()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    database_url: str | None = None
+    max_artifact_bytes: int = DEFAULT_MAX_ARTIFACT_BYTES
+    stop_grace_s: float = DEFAULT_STOP_GRACE_S
+
+    @property
+    def effective_database_url(self) -> str:
+        """The database to open: the one named, else SQLite in the data directory."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data.database.absolute()}"

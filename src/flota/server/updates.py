@@ -1,0 +1,189 @@
+"""What a device's request means for its execution: shared by every dialect. The APIs translate; this decides.
+
+Every change is compare-and-set on the execution's version, decided again when another writer was first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from flota.errors import NotFound, VersionMismatch
+from flota.fleet.devices import Device
+from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState
+from flota.fleet.releases import Release
+from flota.fleet.rollouts import RolloutPolicy
+from flota.fleet.scope import DEFAULT_TENANT, Scope
+from flota.fleet.storage import DeviceSighting, Transaction
+
+if TYPE_CHECKING:
+    from flota.server.context import ServerContext
+
+CHANGE_TRIES: Final = 8
+"""A device races only with the engine and the operator, each of whom writes an execution a few times in its life."""
+
+QUEUE_STEPS_MAX: Final = 16
+"""Executions that one request may close before it gets an offer or nothing; the next request goes on from there."""
+
+_T = TypeVar("_T")
+
+
+class ActionClosed(NotFound):
+    """The execution is over: nothing can be reported about it any more."""
+
+    code = "execution-closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a device is to do now: its execution, the release, the rollout's limits."""
+
+    execution: Execution
+    release: Release
+    policy: RolloutPolicy
+    expired: bool = False
+    """It is queued, but its release may be offered no more: `close_expired` ends it."""
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether the device is to stop: asked to, and it has not refused."""
+        return is_canceling(self.execution)
+
+
+CANCEL_DETAIL: Final = "cancel"
+CANCEL_REJECTED: Final = "rejected"
+"""Value of the detail `cancel` once a device said that it cannot stop: it goes on, and may still report its end."""
+
+
+def is_canceling(execution: Execution) -> bool:
+    """Whether an execution waits for its device to confirm that it stopped."""
+    asked = execution.cancel_requested_at is not None and execution.is_open
+    return asked and execution.details.get(CANCEL_DETAIL) != CANCEL_REJECTED
+
+
+async def tenant_scope(context: ServerContext, actor: str, *, tenant: str = DEFAULT_TENANT) -> Scope:
+    """Return the scope of a device's request; the tenant's name in any case. Raises `NotFound`."""
+    async with context.storage.reading() as transaction:
+        return Scope((await transaction.tenant_by_name(tenant.upper())).id, actor)
+
+
+def device_scope(scope: Scope, device: Device) -> Scope:
+    """Return the scope under which a device changes its own executions."""
+    return Scope(scope.tenant_id, f"device:{device.name}")
+
+
+async def current_assignment(
+    transaction: Transaction, scope: Scope, device: Device, *, now: datetime
+) -> Assignment | None:
+    """Return what the device is to do: what it is at work on, else the oldest queued execution that may start."""
+    execution = await transaction.next_execution(scope, device.id)
+    if execution is None:
+        return None
+    release = await transaction.release(scope, execution.release_id)
+    policy = await transaction.rollout_policy(scope, execution.rollout_id)
+    expired = execution.state is ExecutionState.QUEUED and is_expired(release, now)
+    return Assignment(execution, release, policy, expired)
+
+
+def is_expired(release: Release, now: datetime) -> bool:
+    """Whether a release may be offered no more."""
+    return release.expires_at is not None and release.expires_at <= now
+
+
+async def close_expired(context: ServerContext, scope: Scope, device: Device) -> None:
+    """End what is queued for the device but whose release has expired in the meantime."""
+    now = context.now()
+
+    async def close(transaction: Transaction) -> None:
+        for _ in range(QUEUE_STEPS_MAX):
+            queued = await transaction.next_execution(scope, device.id)
+            if queued is None or queued.state is not ExecutionState.QUEUED:
+                return
+            release = await transaction.release(scope, queued.release_id)
+            if not is_expired(release, now):
+                return
+            reason = f"release {release.version} expired before the device asked for it"
+            change = ExecutionChange(ExecutionState.CANCELED, basis=Basis.OPERATOR, message=reason)
+            await transaction.change_execution(scope, queued.id, queued.version, change, now=now)
+
+    await with_retries(context, close)
+
+
+async def with_retries(context: ServerContext, step: Callable[[Transaction], Awaitable[_T]]) -> _T:
+    """Run `step` in a transaction, again when a compare-and-set lost: it must re-read what it decides on.
+
+    Raises what `step` raises, and `VersionMismatch` after `CHANGE_TRIES` losses in a row.
+    """
+    for tries_left in reversed(range(CHANGE_TRIES)):
+        try:
+            async with context.storage.transaction() as transaction:
+                return await step(transaction)
+        except VersionMismatch:
+            if not tries_left:
+                raise
+    raise AssertionError("not reached")
+
+
+async def start_assignment(
+    context: ServerContext, scope: Scope, assignment: Assignment, start: ExecutionChange
+) -> Assignment:
+    """Move a queued execution to IN_PROGRESS; one at work already stays as it is, however often it is fetched."""
+
+    async def write(transaction: Transaction) -> Execution:
+        execution = await transaction.execution(scope, assignment.execution.id)
+        if execution.state is not ExecutionState.QUEUED:
+            return execution
+        return await transaction.change_execution(scope, execution.id, execution.version, start, now=context.now())
+
+    if assignment.execution.state is not ExecutionState.QUEUED:
+        return assignment
+    execution = await with_retries(context, write)
+    return Assignment(execution, assignment.release, assignment.policy)
+
+
+async def own_execution(transaction: Transaction, scope: Scope, device: Device, execution_id: int) -> Execution:
+    """Return the device's execution; raises `NotFound`, for another device's too."""
+    execution = await transaction.execution(scope, execution_id)
+    if execution.device_id != device.id:
+        raise NotFound("no such execution", found=execution_id)
+    return execution
+
+
+async def report(
+    transaction: Transaction, scope: Scope, execution: Execution, change: ExecutionChange, *, now: datetime
+) -> Execution:
+    """Write what a device reported; a queued execution is started first, since only what has begun can end.
+
+    Raises `ActionClosed` when it is over, `VersionMismatch` when another writer was first.
+    """
+    if not execution.is_open:
+        raise ActionClosed(f"execution {execution.id} is {execution.state} already", found=execution.id)
+    if execution.state is ExecutionState.QUEUED and change.state is not ExecutionState.IN_PROGRESS:
+        started = ExecutionChange(ExecutionState.IN_PROGRESS, message="the device reports about it")
+        execution = await transaction.change_execution(scope, execution.id, execution.version, started, now=now)
+    return await transaction.change_execution(scope, execution.id, execution.version, change, now=now)
+
+
+def sight(
+    context: ServerContext,
+    scope: Scope,
+    device: Device,
+    *,
+    route: str,
+    address: str | None,
+    running: Mapping[str, str | None] | None = None,
+) -> None:
+    """Note that the device was heard; `running` may have `version`, `hash` and `md5` of what it runs (cleaned)."""
+    told = running or {}
+    sighting = DeviceSighting(
+        device_id=device.id,
+        at=context.now(),
+        route=route,
+        address=address,
+        running_version=told.get("version"),
+        running_hash=told.get("hash"),
+        running_md5=told.get("md5"),
+    )
+    context.sightings.record(scope, sighting)

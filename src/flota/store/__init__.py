@@ -1,0 +1,1 @@
+"""What we remember: the database (SQLAlchemy Core; SQLite or PostgreSQL), its migrations, the artifacts."""

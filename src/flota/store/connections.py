@@ -1,0 +1,92 @@
+"""Engines: how connections to SQLite and PostgreSQL are made and set up."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from flota.errors import InvalidInput
+
+BUSY_TIMEOUT_MS: Final = 5000
+"""How long a SQLite writer waits for a writer of another process."""
+
+WRITER_QUEUE_TIMEOUT_S: Final = 60
+"""How long a writer waits for its turn in this process before it fails."""
+
+SQLITE_READERS: Final = 4
+POSTGRES_CONNECTIONS: Final = 8
+"""Connections of each engine; more would only wait for the same rows."""
+
+SQLITE_SETTINGS: Final = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=NORMAL",  # a power cut may undo the last commits but never damages the file
+    f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
+    "PRAGMA foreign_keys=ON",
+)
+
+_URL_HINT: Final = "Give sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME."
+
+
+def open_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
+    """Return the writers' and the readers' engine for `url`; nothing connects yet. Raises `InvalidInput`."""
+    try:
+        parsed = sa.make_url(url)
+    except ArgumentError as error:
+        raise InvalidInput("the database URL cannot be read", hint=_URL_HINT) from error
+    match parsed.drivername:
+        case "sqlite+aiosqlite" if parsed.database not in (None, "", ":memory:"):
+            return _sqlite_engines(parsed)
+        case "postgresql+asyncpg":
+            return _postgres_engines(parsed)
+    raise InvalidInput(
+        "this database is not supported", found=parsed.render_as_string(hide_password=True), hint=_URL_HINT
+    )
+
+
+def _sqlite_engines(url: sa.URL) -> tuple[AsyncEngine, AsyncEngine]:
+    assert url.database is not None
+    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    writers = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=WRITER_QUEUE_TIMEOUT_S)
+    readers = create_async_engine(url, pool_size=SQLITE_READERS, max_overflow=0, pool_timeout=WRITER_QUEUE_TIMEOUT_S)
+    _set_up_sqlite(writers, begin="BEGIN IMMEDIATE", settings=SQLITE_SETTINGS)
+    _set_up_sqlite(readers, begin="BEGIN", settings=(*SQLITE_SETTINGS, "PRAGMA query_only=ON"))
+    return writers, readers
+
+
+def _set_up_sqlite(engine: AsyncEngine, *, begin: str, settings: tuple[str, ...]) -> None:
+    @sa.event.listens_for(engine.sync_engine, "connect")
+    def _on_connect(dbapi_connection: Any, _record: Any) -> None:
+        dbapi_connection.isolation_level = (
+            None  # we write BEGIN ourselves: the driver's own comes too late and is deferred
+        )
+        cursor = dbapi_connection.cursor()
+        for setting in settings:
+            cursor.execute(setting)
+        cursor.close()
+
+    @sa.event.listens_for(engine.sync_engine, "begin")
+    def _on_begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+
+def _postgres_engines(url: sa.URL) -> tuple[AsyncEngine, AsyncEngine]:
+    writers = create_async_engine(url, pool_size=POSTGRES_CONNECTIONS, max_overflow=0, pool_pre_ping=True)
+    readers = create_async_engine(
+        url,
+        pool_size=POSTGRES_CONNECTIONS,
+        max_overflow=0,
+        pool_pre_ping=True,
+        isolation_level="REPEATABLE READ",  # one consistent state for all queries of the block, as SQLite gives it
+        execution_options={"postgresql_readonly": True},
+    )
+    return writers, readers
+
+
+SQLITE_OLDEST: Final = (3, 35, 0)
+"""The first with RETURNING."""
+assert sqlite3.sqlite_version_info >= SQLITE_OLDEST, sqlite3.sqlite_version

@@ -1,0 +1,144 @@
+"""The database: one code base for SQLite (WAL) and PostgreSQL; implements `flota.fleet.storage`.
+
+There are two engines, one for writers and one for readers. On SQLite the writers' engine has a single connection, so
+that writers of this process queue in memory instead of polling the file's lock; readers see the last committed state
+and never wait.
+Source: docs/adr/0008-one-database-code-base.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Self
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncTransaction
+
+from flota.fleet.scope import Tenant
+from flota.fleet.storage import Transaction
+from flota.store.connections import open_engines
+from flota.store.failures import as_flota_error
+from flota.store.queries.audit import AuditQueries
+from flota.store.queries.devices import DeviceQueries
+from flota.store.queries.releases import ReleaseQueries
+from flota.store.queries.tenants import TenantQueries
+from flota.store.schema import bring_to_head
+
+CommitCallback = Callable[[frozenset[int]], None]
+
+_log = logging.getLogger(__name__)
+
+
+class DatabaseTransaction(TenantQueries, DeviceQueries, ReleaseQueries, AuditQueries):
+    """All queries on one connection; see the modules of `flota.store.queries`."""
+
+
+class Database:
+    """Where transactions come from. Make one with `open`."""
+
+    def __init__(self, writers: AsyncEngine, readers: AsyncEngine) -> None:
+        self._writers = writers
+        self._readers = readers
+        self._callbacks: list[CommitCallback] = []
+
+    @classmethod
+    async def open(cls, url: str) -> Self:
+        """Return the database at `url`, its tables brought up to date.
+
+        `url` is `sqlite+aiosqlite:///FILE` or `postgresql+asyncpg://USER@HOST/NAME`.
+
+        Raises `InvalidInput` for another kind of URL, `Conflict` if a newer Flota has already changed the tables.
+        """
+        writers, readers = open_engines(url)
+        try:
+            await bring_to_head(writers)
+        except BaseException:
+            await writers.dispose()
+            await readers.dispose()
+            raise
+        return cls(writers, readers)
+
+    async def close(self) -> None:
+        """Close every connection; running transactions are rolled back."""
+        await self._readers.dispose()
+        await self._writers.dispose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def on_commit(self, callback: CommitCallback) -> None:
+        """Call `callback` after each commit that added audit entries, with the ids of the tenants that got some."""
+        self._callbacks.append(callback)
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Read and write; commits when the block ends without an error, else leaves no trace."""
+        return self._transaction()
+
+    def reading(self) -> AbstractAsyncContextManager[Transaction]:
+        """Read one consistent state; never waits for a writer. Writing fails."""
+        return self._reading()
+
+    async def list_tenants(self) -> Sequence[Tenant]:
+        """Return every tenant, oldest first."""
+        async with self._reading() as unit:
+            return await unit.all_tenants()
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[DatabaseTransaction]:
+        with _database_errors_as_ours():
+            async with self._writers.connect() as connection:
+                begun = await connection.begin()
+                unit = DatabaseTransaction(connection)
+                try:
+                    yield unit
+                    tenants = await unit.flush_audit()
+                except BaseException:
+                    await begun.rollback()
+                    raise
+                await self._commit(begun, tenants)
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[DatabaseTransaction]:
+        with _database_errors_as_ours():
+            async with self._readers.connect() as connection:
+                yield DatabaseTransaction(connection)
+
+    async def _commit(self, begun: AsyncTransaction, tenants: frozenset[int]) -> None:
+        """Commit and tell the callbacks, even if the task is canceled meanwhile: who follows must not miss an entry."""
+        commit = asyncio.ensure_future(begun.commit())
+        try:
+            await asyncio.shield(commit)
+        except asyncio.CancelledError:
+            await asyncio.wait({commit})
+            if commit.exception() is None:
+                self._tell(tenants)
+            raise
+        self._tell(tenants)
+
+    def _tell(self, tenants: frozenset[int]) -> None:
+        if not tenants:
+            return
+        for callback in self._callbacks:
+            try:
+                callback(tenants)
+            except Exception:  # noqa: BLE001 - the commit is done: a follower's defect must not look like a failed write
+                _log.exception("a commit callback failed")
+
+
+class _database_errors_as_ours:  # noqa: N801 - reads as a statement
+    """Translate what `failures` knows; anything else is a defect and stays as it is."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, DBAPIError):
+            ours = as_flota_error(error)
+            if ours is not None:
+                raise ours from error

@@ -1,0 +1,11 @@
+"""Alembic's entry: always runs on the connection that `flota.store.schema` hands over."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from flota.store.tables import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, render_as_batch=True)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,269 @@
+"""Devices: who they are, what they say about themselves, and whether they take part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from flota.errors import Conflict, NotFound
+from flota.fleet.devices import Device, DeviceState
+from flota.fleet.executions import ExecutionChange, ExecutionState
+from flota.fleet.scope import Scope
+from flota.fleet.selectors import check_labels
+from flota.fleet.storage import DeviceFilter, DeviceSighting, NewDevice
+from flota.store.queries.base import in_batches
+from flota.store.queries.device_types import DeviceTypeQueries
+from flota.store.queries.executions import ExecutionQueries
+from flota.store.tables import device_types, devices, executions
+
+_SELECT_DEVICE: Final = sa.select(devices, device_types.c.name.label("type_name")).join(
+    device_types, device_types.c.id == devices.c.type_id
+)
+
+_REPORTED: Final = ("address", "running_version", "running_hash", "running_md5")
+"""Columns that a sighting replaces only if it knows better."""
+
+
+class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
+    """One row a unit. Removed devices are invisible here; their executions stay as history."""
+
+    async def add_device(self, scope: Scope, new: NewDevice, *, now: datetime) -> Device:
+        """Return the new device; raises `NotFound` for its type, `Conflict` if its name or MAC address is taken."""
+        check_labels(new.labels or {})
+        device_type = await self.device_type(scope, new.type_name)
+        device_id = await self._insert_unique(
+            devices,
+            {
+                "tenant_id": scope.tenant_id,
+                "name": new.name,
+                "type_id": device_type.id,
+                "state": new.state.value,
+                "token_sha256": new.token_sha256,
+                "mac": new.mac,
+                "labels": dict(new.labels or {}),
+                "attributes": {},
+                "attributes_requested": True,
+                "created_at": now,
+            },
+            Conflict("there is a device of this name or MAC address", found=new.name),
+        )
+        details = {"type": new.type_name, "state": new.state.value, "mac": new.mac, "labels": dict(new.labels or {})}
+        self._audit(scope, "device.created", f"device:{new.name}", details, now=now)
+        return Device(
+            id=device_id,
+            name=new.name,
+            type_name=new.type_name,
+            state=new.state,
+            mac=new.mac,
+            labels=dict(new.labels or {}),
+            created_at=now,
+        )
+
+    async def device(self, scope: Scope, name: str) -> Device:
+        """Return the device called exactly `name`; raises `NotFound`."""
+        found = await self.find_device(scope, name)
+        if found is None:
+            raise NotFound("no such device", found=repr(name))
+        return found
+
+    async def find_device(self, scope: Scope, name: str) -> Device | None:
+        """Return the device called exactly `name`, or None."""
+        return await self._find_device(scope, devices.c.name == name)
+
+    async def find_device_by_mac(self, scope: Scope, mac: str) -> Device | None:
+        """Return the device with exactly this MAC address, or None."""
+        return await self._find_device(scope, devices.c.mac == mac)
+
+    async def device_by_id(self, scope: Scope, device_id: int) -> Device:
+        """Return the device; raises `NotFound`."""
+        found = await self._find_device(scope, devices.c.id == device_id)
+        if found is None:
+            raise NotFound("no such device", found=device_id)
+        return found
+
+    async def device_token_sha256(self, scope: Scope, name: str) -> str | None:
+        """Return the hex SHA-256 of the device's token; None if it has none, or if there is no such device."""
+        row = await self._row(sa.select(devices.c.token_sha256).where(*_visible(scope), devices.c.name == name))
+        return None if row is None else row.token_sha256
+
+    async def list_devices(
+        self, scope: Scope, condition: DeviceFilter, *, after_id: int = 0, limit: int = 1000
+    ) -> Sequence[Device]:
+        """Return at most `limit` devices with an id above `after_id` that fulfil `condition`, in order of id."""
+        found: list[Device] = []
+        for clause in _clauses(condition):
+            rows = await self._rows(
+                _SELECT_DEVICE.where(*_visible(scope), *clause, devices.c.id > after_id)
+                .order_by(devices.c.id)
+                .limit(limit)
+            )
+            found.extend(_device(row) for row in rows)
+        return tuple(sorted(found, key=lambda device: device.id)[:limit])
+
+    async def count_devices(self, scope: Scope, condition: DeviceFilter) -> int:
+        """Return how many devices fulfil `condition`."""
+        total = 0
+        for clause in _clauses(condition):
+            statement = (
+                sa.select(sa.func.count())
+                .select_from(devices.join(device_types, device_types.c.id == devices.c.type_id))
+                .where(*_visible(scope), *clause)
+            )
+            total += int((await self._connection.execute(statement)).scalar_one())
+        return total
+
+    async def set_device_state(self, scope: Scope, name: str, state: DeviceState, *, now: datetime) -> Device:
+        """Return the device in its new state; raises `NotFound`.
+
+        A device that is not accepted any more takes part in nothing: what is queued for it is canceled, and if it is at
+        work it is asked to stop.
+        """
+        device = await self._lock_device(scope, name)
+        if device.state is state:
+            return device
+        await self._update_device(device.id, {"state": state.value})
+        self._audit(scope, f"device.{state.value}", f"device:{name}", {"from": device.state.value}, now=now)
+        if state is not DeviceState.ACCEPTED:
+            await self.stop_executions(
+                scope, executions.c.device_id == device.id, reason=f"the device was set to {state.value}", now=now
+            )
+        return await self.device(scope, name)
+
+    async def set_device_token(self, scope: Scope, name: str, token_sha256: str, *, now: datetime) -> None:
+        """Replace the device's token by the one with this hex SHA-256; the old one is useless at once."""
+        device = await self._lock_device(scope, name)
+        await self._update_device(device.id, {"token_sha256": token_sha256})
+        self._audit(scope, "device.token-set", f"device:{name}", {}, now=now)
+
+    async def set_device_labels(self, scope: Scope, name: str, labels: Mapping[str, str], *, now: datetime) -> Device:
+        """Return the device with `labels` instead of its old ones; raises `NotFound`, `InvalidInput`."""
+        check_labels(labels)
+        device = await self._lock_device(scope, name)
+        if dict(device.labels) != dict(labels):
+            await self._update_device(device.id, {"labels": dict(labels)})
+            self._audit(scope, "device.labels-set", f"device:{name}", {"labels": dict(labels)}, now=now)
+        return await self.device(scope, name)
+
+    async def remove_device(self, scope: Scope, name: str, *, now: datetime) -> None:
+        """Forget the device: its token, name and MAC address are free again, its open executions become REMOVED."""
+        device = await self._lock_device(scope, name)
+        await self._update_device(device.id, {"removed_at": now, "token_sha256": None})
+        self._audit(scope, "device.removed", f"device:{name}", {"type": device.type_name}, now=now)
+        await self.change_open_executions(
+            scope,
+            executions.c.device_id == device.id,
+            lambda _: ExecutionChange(ExecutionState.REMOVED, message="the device was removed"),
+            now=now,
+        )
+
+    async def record_sightings(self, scope: Scope, sightings: Sequence[DeviceSighting]) -> None:
+        """Store when and how devices were last heard, in one statement; devices that are gone are passed over.
+
+        Not audited: hearing from a device is no decision.
+        """
+        if not sightings:
+            return
+        values: dict[str, sa.ColumnElement[Any]] = {
+            name: sa.func.coalesce(sa.bindparam(f"new_{name}"), devices.c[name]) for name in _REPORTED
+        }
+        statement = (
+            sa.update(devices)
+            .where(*_visible(scope), devices.c.id == sa.bindparam("sighted_id"))
+            .values(last_seen_at=sa.bindparam("seen_at"), last_route=sa.bindparam("seen_route"), **values)
+        )
+        await self._connection.execute(
+            statement,
+            [
+                {
+                    "sighted_id": sighting.device_id,
+                    "seen_at": sighting.at,
+                    "seen_route": sighting.route,
+                    **{f"new_{name}": getattr(sighting, name) for name in _REPORTED},
+                }
+                for sighting in sorted(sightings, key=lambda sighting: (sighting.device_id, sighting.at))
+            ],
+        )
+
+    async def set_device_attributes(
+        self, scope: Scope, device_id: int, attributes: Mapping[str, str], *, requested: bool, now: datetime
+    ) -> None:
+        """Replace what the device says about itself; `requested` = whether it is to be asked again."""
+        device = await self.device_by_id(scope, device_id)
+        if dict(device.attributes) == dict(attributes) and device.attributes_requested == requested:
+            return
+        await self._update_device(device_id, {"attributes": dict(attributes), "attributes_requested": requested})
+        details = {"attributes": dict(attributes), "requested": requested}
+        self._audit(scope, "device.attributes-set", f"device:{device.name}", details, now=now)
+
+    async def last_seen(self, scope: Scope, device_ids: Sequence[int]) -> Mapping[int, datetime]:
+        """Return when each of these devices was last heard; those never heard are left out."""
+        seen: dict[int, datetime] = {}
+        for batch in in_batches(device_ids):
+            rows = await self._rows(
+                sa.select(devices.c.id, devices.c.last_seen_at).where(
+                    devices.c.tenant_id == scope.tenant_id,
+                    devices.c.id.in_(batch),
+                    devices.c.last_seen_at.is_not(None),
+                )
+            )
+            seen.update((row.id, row.last_seen_at) for row in rows)
+        return seen
+
+    async def _find_device(self, scope: Scope, condition: sa.ColumnElement[bool]) -> Device | None:
+        row = await self._row(_SELECT_DEVICE.where(*_visible(scope), condition))
+        return None if row is None else _device(row)
+
+    async def _lock_device(self, scope: Scope, name: str) -> Device:
+        row = await self._row(
+            _SELECT_DEVICE.where(*_visible(scope), devices.c.name == name).with_for_update(of=devices)
+        )
+        if row is None:
+            raise NotFound("no such device", found=repr(name))
+        return _device(row)
+
+    async def _update_device(self, device_id: int, values: Mapping[str, object]) -> None:
+        await self._connection.execute(sa.update(devices).where(devices.c.id == device_id).values(**values))
+
+
+def _visible(scope: Scope) -> tuple[sa.ColumnElement[bool], ...]:
+    return (devices.c.tenant_id == scope.tenant_id, devices.c.removed_at.is_(None))
+
+
+def _clauses(condition: DeviceFilter) -> list[list[sa.ColumnElement[bool]]]:
+    """Return disjoint conditions, one a query: a long list of names is asked for in parts."""
+    shared: list[sa.ColumnElement[bool]] = []
+    if condition.type_name is not None:
+        shared.append(device_types.c.name == condition.type_name)
+    if condition.state is not None:
+        shared.append(devices.c.state == condition.state.value)
+    if condition.text:
+        shared.append(devices.c.name.icontains(condition.text, autoescape=True))
+    check_labels(condition.labels or {})
+    for name, value in (condition.labels or {}).items():
+        shared.append(devices.c.labels[name].as_string() == value)
+    if condition.names is None:
+        return [shared]
+    return [[*shared, devices.c.name.in_(batch)] for batch in in_batches(sorted(set(condition.names)))]
+
+
+def _device(row: sa.Row[Any]) -> Device:
+    return Device(
+        id=row.id,
+        name=row.name,
+        type_name=row.type_name,
+        state=DeviceState(row.state),
+        mac=row.mac,
+        running_version=row.running_version,
+        running_hash=row.running_hash,
+        running_md5=row.running_md5,
+        attributes=row.attributes,
+        labels=row.labels,
+        last_seen_at=row.last_seen_at,
+        last_route=row.last_route,
+        address=row.address,
+        created_at=row.created_at,
+        attributes_requested=row.attributes_requested,
+    )

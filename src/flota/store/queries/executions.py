@@ -1,0 +1,320 @@
+"""Executions: compare-and-set changes, their history, and what a device is to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from flota.errors import Conflict, NotFound, VersionMismatch
+from flota.fleet.devices import DeviceState
+from flota.fleet.executions import (
+    OPEN_STATES,
+    Basis,
+    Execution,
+    ExecutionChange,
+    ExecutionState,
+    apply_change,
+)
+from flota.fleet.releases import ReleaseState
+from flota.fleet.rollouts import RolloutState
+from flota.fleet.scope import Scope
+from flota.fleet.storage import ExecutionEvent
+from flota.store.failures import is_unique_violation
+from flota.store.queries.base import Queries
+from flota.store.tables import devices, execution_events, executions, releases, rollouts
+
+_SELECT_EXECUTION: Final = sa.select(executions, devices.c.name.label("device_name")).join(
+    devices, devices.c.id == executions.c.device_id
+)
+
+_WRITTEN: Final = (
+    "state",
+    "version",
+    "basis",
+    "details",
+    "changed_at",
+    "started_at",
+    "finished_at",
+    "cancel_requested_at",
+)
+"""Columns that a change may replace; the others are fixed when the wave opens."""
+
+
+class ExecutionQueries(Queries):
+    """One row a device and rollout. Every change checks the version it was decided on."""
+
+    async def execution(self, scope: Scope, execution_id: int) -> Execution:
+        """Return the execution; raises `NotFound`."""
+        row = await self._row(
+            _SELECT_EXECUTION.where(executions.c.id == execution_id, executions.c.tenant_id == scope.tenant_id)
+        )
+        if row is None:
+            raise NotFound("no such execution", found=execution_id)
+        return _execution(row)
+
+    async def list_executions(
+        self,
+        scope: Scope,
+        *,
+        rollout_id: int | None = None,
+        device_id: int | None = None,
+        states: frozenset[ExecutionState] | None = None,
+        limit: int = 10_000,
+    ) -> Sequence[Execution]:
+        """Return at most `limit` executions that fulfil all given conditions, oldest first."""
+        statement = _SELECT_EXECUTION.where(executions.c.tenant_id == scope.tenant_id)
+        if rollout_id is not None:
+            statement = statement.where(executions.c.rollout_id == rollout_id)
+        if device_id is not None:
+            statement = statement.where(executions.c.device_id == device_id)
+        if states is not None:
+            statement = statement.where(executions.c.state.in_(sorted(states)))
+        rows = await self._rows(statement.order_by(executions.c.id).limit(limit))
+        return tuple(_execution(row) for row in rows)
+
+    async def next_execution(self, scope: Scope, device_id: int) -> Execution | None:
+        """Return what an accepted device is at work on, else the oldest that is queued for it and may start, else None.
+
+        What it is at work on is given whatever became of the rollout or the release, so that a cancel can be shown.
+        Queued ones count only if their rollout is active and their release published.
+        """
+        may_start = sa.and_(
+            executions.c.state == ExecutionState.QUEUED.value,
+            rollouts.c.state == RolloutState.ACTIVE.value,
+            releases.c.state == ReleaseState.PUBLISHED.value,
+        )
+        statement = (
+            _SELECT_EXECUTION.join(rollouts, rollouts.c.id == executions.c.rollout_id)
+            .join(releases, releases.c.id == executions.c.release_id)
+            .where(
+                executions.c.tenant_id == scope.tenant_id,
+                executions.c.device_id == device_id,
+                executions.c.state.in_(sorted(OPEN_STATES)),
+                devices.c.state == DeviceState.ACCEPTED.value,
+                devices.c.removed_at.is_(None),
+                sa.or_(executions.c.state == ExecutionState.IN_PROGRESS.value, may_start),
+            )
+            .order_by(executions.c.state, executions.c.id)  # IN_PROGRESS sorts before QUEUED
+            .limit(1)
+        )
+        row = await self._row(statement)
+        return None if row is None else _execution(row)
+
+    async def change_execution(
+        self, scope: Scope, execution_id: int, expected_version: int, change: ExecutionChange, *, now: datetime
+    ) -> Execution:
+        """Return the execution after `change`, if it was still at `expected_version`.
+
+        Raises `NotFound`; `VersionMismatch` if another writer was first; `Conflict` if the state table has no such
+        step, the device is at work on another execution, or a start is asked for while the rollout does not run.
+        """
+        row = await self._row(
+            _SELECT_EXECUTION.add_columns(rollouts.c.state.label("rollout_state"))
+            .join(rollouts, rollouts.c.id == executions.c.rollout_id)
+            .where(executions.c.id == execution_id, executions.c.tenant_id == scope.tenant_id)
+            .with_for_update(of=executions)
+        )
+        if row is None:
+            raise NotFound("no such execution", found=execution_id)
+        before = _execution(row)
+        after = apply_change(before, expected_version, change, now=now)
+        starts = before.state is ExecutionState.QUEUED and after.state is ExecutionState.IN_PROGRESS
+        if starts and row.rollout_state != RolloutState.ACTIVE.value:
+            raise Conflict(f"execution {execution_id} cannot start: its rollout is {row.rollout_state}")
+        if starts:
+            await self._start(after, expected_version)
+        else:
+            await self._compare_and_set(after, expected_version)
+        await self._record(scope, [(after, change)])
+        return after
+
+    async def execution_events(self, scope: Scope, execution_id: int) -> Sequence[ExecutionEvent]:
+        """Return every change of the execution, its creation first; raises `NotFound`."""
+        await self.execution(scope, execution_id)
+        rows = await self._rows(
+            sa.select(execution_events)
+            .where(execution_events.c.execution_id == execution_id)
+            .order_by(execution_events.c.version)
+        )
+        return tuple(
+            ExecutionEvent(row.version, row.at, ExecutionState(row.state), row.message, row.details, row.actor)
+            for row in rows
+        )
+
+    async def stop_executions(
+        self, scope: Scope, condition: sa.ColumnElement[bool], *, reason: str, now: datetime
+    ) -> None:
+        """Cancel what is queued and ask who is at work to stop, for the executions that fulfil `condition`."""
+
+        def stop(execution: Execution) -> ExecutionChange | None:
+            if execution.state is ExecutionState.QUEUED:
+                return ExecutionChange(ExecutionState.CANCELED, basis=Basis.OPERATOR, message=reason)
+            if execution.cancel_requested_at is not None:
+                return None
+            return ExecutionChange(ExecutionState.IN_PROGRESS, message=f"asked to stop: {reason}", request_cancel=True)
+
+        await self.change_open_executions(scope, condition, stop, now=now)
+
+    async def change_open_executions(
+        self,
+        scope: Scope,
+        condition: sa.ColumnElement[bool],
+        decide: Callable[[Execution], ExecutionChange | None],
+        *,
+        now: datetime,
+    ) -> None:
+        """Change every open execution that fulfils `condition` as `decide` says (None leaves it), in one batch."""
+        rows = await self._rows(
+            _SELECT_EXECUTION.where(
+                executions.c.tenant_id == scope.tenant_id, executions.c.state.in_(sorted(OPEN_STATES)), condition
+            )
+            .order_by(executions.c.id)
+            .with_for_update(of=executions)
+        )
+        changes: list[tuple[Execution, ExecutionChange]] = []
+        for execution in map(_execution, rows):
+            change = decide(execution)
+            if change is not None:
+                changes.append((apply_change(execution, execution.version, change, now=now), change))
+        if not changes:
+            return
+        statement = (
+            sa.update(executions)
+            .where(executions.c.id == sa.bindparam("changed_id"))
+            .values({name: sa.bindparam(f"new_{name}") for name in _WRITTEN})
+        )
+        await self._connection.execute(
+            statement,
+            [
+                {"changed_id": after.id, **{f"new_{name}": value for name, value in _written(after).items()}}
+                for after, _ in changes
+            ],
+        )
+        await self._record(scope, changes)
+
+    async def insert_executions(
+        self, scope: Scope, queued: Sequence[dict[str, object]], *, now: datetime
+    ) -> Sequence[Execution]:
+        """Return new QUEUED executions; `queued` gives rollout_id, device_id, release_id and wave of each."""
+        if not queued:
+            return ()
+        fixed = {
+            "tenant_id": scope.tenant_id,
+            "state": ExecutionState.QUEUED.value,
+            "version": 1,
+            "details": {},
+            "created_at": now,
+            "changed_at": now,
+        }
+        result = await self._connection.execute(
+            sa.insert(executions).returning(executions.c.id, sort_by_parameter_order=True),
+            [{**fixed, **row} for row in queued],
+        )
+        ids = [int(row.id) for row in result.all()]
+        await self._connection.execute(
+            sa.insert(execution_events),
+            [
+                {
+                    "execution_id": execution_id,
+                    "version": 1,
+                    "at": now,
+                    "state": ExecutionState.QUEUED.value,
+                    "message": "",
+                    "details": {},
+                    "actor": scope.actor,
+                }
+                for execution_id in ids
+            ],
+        )
+        rows = await self._rows(
+            _SELECT_EXECUTION.where(
+                executions.c.tenant_id == scope.tenant_id, executions.c.id.between(min(ids), max(ids))
+            ).order_by(executions.c.id)
+        )
+        made = frozenset(ids)
+        return tuple(_execution(row) for row in rows if row.id in made)
+
+    async def _start(self, after: Execution, expected_version: int) -> None:
+        """Compare-and-set to IN_PROGRESS; the partial unique index refuses a second one of the same device."""
+        try:
+            async with self._connection.begin_nested():
+                await self._compare_and_set(after, expected_version)
+        except IntegrityError as error:
+            if not is_unique_violation(error):
+                raise
+            raise Conflict(
+                f"device {after.device_name} is at work on another execution", found=f"execution {after.id}"
+            ) from error
+
+    async def _compare_and_set(self, after: Execution, expected_version: int) -> None:
+        result = await self._connection.execute(
+            sa.update(executions)
+            .where(executions.c.id == after.id, executions.c.version == expected_version)
+            .values(**_written(after))
+        )
+        if result.rowcount != 1:
+            raise VersionMismatch(f"execution {after.id} has moved on", expected=f"version {expected_version}")
+
+    async def _record(self, scope: Scope, changes: Sequence[tuple[Execution, ExecutionChange]]) -> None:
+        """Append the changes to the executions' histories and to the audit trail."""
+        events: list[dict[str, object]] = []
+        for after, change in changes:
+            events.append(
+                {
+                    "execution_id": after.id,
+                    "version": after.version,
+                    "at": after.changed_at,
+                    "state": after.state.value,
+                    "message": change.message,
+                    "details": dict(after.details),
+                    "actor": scope.actor,
+                }
+            )
+            facts: dict[str, object] = {
+                "rollout": after.rollout_id,
+                "release": after.release_id,
+                "device": after.device_name,
+                "wave": after.wave,
+                "state": after.state.value,
+                "version": after.version,
+                "message": change.message,
+                "details": dict(after.details),
+            }
+            if after.basis is not None:
+                facts["basis"] = after.basis.value
+            if after.cancel_requested_at is not None:
+                facts["cancel_requested"] = True
+            self._audit(scope, "execution.changed", f"execution:{after.id}", facts, now=after.changed_at)
+        await self._connection.execute(sa.insert(execution_events), events)
+
+
+def _written(execution: Execution) -> dict[str, object]:
+    values: dict[str, object] = {name: getattr(execution, name) for name in _WRITTEN}
+    values["state"] = execution.state.value
+    values["basis"] = None if execution.basis is None else execution.basis.value
+    values["details"] = dict(execution.details)
+    return values
+
+
+def _execution(row: sa.Row[Any]) -> Execution:
+    return Execution(
+        id=row.id,
+        rollout_id=row.rollout_id,
+        device_id=row.device_id,
+        device_name=row.device_name,
+        release_id=row.release_id,
+        wave=row.wave,
+        state=ExecutionState(row.state),
+        version=row.version,
+        created_at=row.created_at,
+        changed_at=row.changed_at,
+        basis=None if row.basis is None else Basis(row.basis),
+        details=row.details,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        cancel_requested_at=row.cancel_requested_at,
+    )

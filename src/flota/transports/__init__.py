@@ -1,0 +1,1 @@
+"""Thin IO shells around the protocol cores; one resumable, verified download for all."""

@@ -1,0 +1,125 @@
+"""One HTTP/1.0 exchange as small devices make it: request bytes out, head, then a body that may not fall silent.
+
+httpx speaks 1.1; Arduino's HTTPUpdate speaks 1.0, closes after one answer and gives up after seconds of silence.
+Source: docs/reference/http-update.md; espressif/arduino-esp32:libraries/HTTPClient/src/HTTPClient.cpp (`useHTTP10`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+from urllib.parse import SplitResult, urlsplit
+
+from flota.errors import InvalidInput, PeerError
+
+HEAD_MAX_BYTES: Final = 16 * 1024
+READ_BYTES: Final = 4096
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+T = TypeVar("T")
+
+
+class LinkBroken(PeerError):
+    """The connection could not be made, broke, or fell silent for too long."""
+
+    code = "link-broken"
+
+
+@dataclass(slots=True)
+class Http10Answer:
+    """An answer's status and headers (lower-case names, the first of each name), and the body still to be read."""
+
+    status: int
+    headers: dict[str, str]
+    _reader: asyncio.StreamReader
+    _silence_limit_s: float
+
+    @property
+    def content_length(self) -> int | None:
+        """Announced length of the body in bytes; None if absent or not a number."""
+        text = self.headers.get("content-length", "")
+        return int(text) if text.isascii() and text.isdecimal() else None
+
+    async def body(self, length: int) -> AsyncIterator[bytes]:
+        """Give `length` bytes of the body as they come. Raises `LinkBroken` on silence or an early end."""
+        left = length
+        while left:
+            data = await _in_time(self._reader.read(min(READ_BYTES, left)), self._silence_limit_s)
+            if not data:
+                raise LinkBroken("the body ended early", expected=f"{length} bytes", found=f"{length - left} bytes")
+            left -= len(data)
+            yield data
+
+
+def split_url(url: str) -> SplitResult:
+    """Return the parts of an http or https URL with a host. Raises `InvalidInput`."""
+    parts = urlsplit(url)
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
+        raise InvalidInput("not an http URL", expected="http://HOST[:PORT]/PATH", found=repr(url[:200]))
+    return parts
+
+
+@contextlib.asynccontextmanager
+async def http10_exchange(
+    url: str, request: bytes, *, silence_limit_s: float, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Http10Answer]:
+    """Send `request` to the host of `url` and give the answer; the connection closes when the block is left.
+
+    `silence_limit_s`: the longest wait for a connection and for each next byte. Raises `LinkBroken`, or `PeerError` for an
+    answer that is not HTTP.
+    """
+    parts = split_url(url)
+    port = parts.port or DEFAULT_PORTS[parts.scheme]
+    secure = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
+    try:
+        connecting = asyncio.open_connection(parts.hostname, port, ssl=secure, limit=HEAD_MAX_BYTES)
+        reader, writer = await _in_time(connecting, silence_limit_s)
+    except OSError as error:
+        raise LinkBroken(f"cannot connect to {parts.hostname}:{port}", found=str(error)) from error
+    try:
+        writer.write(request)
+        await _in_time(writer.drain(), silence_limit_s)
+        status, headers = parse_head(await _in_time(_read_head(reader), silence_limit_s))
+        yield Http10Answer(status, headers, reader, silence_limit_s)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
+            async with asyncio.timeout(silence_limit_s):
+                await writer.wait_closed()
+
+
+def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
+    """Return status and headers of an answer's head (with its empty line). Raises `PeerError`."""
+    lines = head.decode("latin-1").split("\r\n")
+    words = lines[0].split(" ", 2)
+    if len(words) < 2 or not words[0].startswith("HTTP/1.") or not (words[1].isascii() and words[1].isdecimal()):
+        raise PeerError("not an HTTP answer", found=repr(lines[0][:80]))
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        if colon:
+            headers.setdefault(name.strip().lower(), value.strip())
+    return int(words[1]), headers
+
+
+async def _read_head(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError as error:
+        raise LinkBroken("the connection closed before the answer", found=f"{len(error.partial)} bytes") from error
+    except asyncio.LimitOverrunError as error:
+        raise PeerError("the answer's head is too long", expected=f"at most {HEAD_MAX_BYTES} bytes") from error
+
+
+async def _in_time(work: Awaitable[T], limit_s: float) -> T:
+    try:
+        async with asyncio.timeout(limit_s):
+            return await work
+    except TimeoutError as error:
+        raise LinkBroken(f"silent for {limit_s:g} s") from error
+    except OSError as error:
+        raise LinkBroken("the connection broke", found=str(error)) from error

@@ -1,0 +1,1 @@
+"""Update agents: mirrors of the clients that devices in the field carry."""

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import json
+import struct
+import zipfile
+from dataclasses import replace
+
+import pytest
+from tests.images.esp_samples import bootloader_of, merged_image, sample_app, sample_image
+
+from flota.boards.catalogue import TWO_OTA_4MB_CSV
+from flota.images.esp_app import pack_app
+from flota.images.esp_chips import CHIP_NAMES
+from flota.images.esp_otadata import OtaEntry, pack_otadata
+from flota.images.esp_partitions import pack_table, parse_csv
+from flota.images.inspection import inspect, inspection_as_dict
+from flota.images.markers import find_markers, pack_marker
+from flota.images.model import ImageFormat
+from flota.images.text import cleaned_text
+
+HEX_LINE = b":10010000214601360121470136007EFE09D2190140\r\n:00000001FF\r\n"
+
+
+def zip_file() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("app.bin", b"x")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (sample_app(), ImageFormat.ESP_APP),
+        (bootloader_of("esp32-c3"), ImageFormat.ESP_BOOTLOADER),
+        (pack_app(replace(sample_image(), segments=sample_image().segments[1:2])), ImageFormat.ESP_RAM_IMAGE),
+        (merged_image(), ImageFormat.ESP_MERGED),
+        (pack_table(parse_csv(TWO_OTA_4MB_CSV)), ImageFormat.ESP_PARTITION_TABLE),
+        (pack_otadata(OtaEntry.for_seq(1), OtaEntry()), ImageFormat.ESP_OTADATA),
+        (b"\x10\xde\xcd\xfc" + bytes(60), ImageFormat.ESP_DELTA_PATCH),
+        (b"\xcf\xb6\x88\x07" + bytes(508), ImageFormat.ESP_ENCRYPTED),
+        (b"\x7fELF\x01\x01\x01" + bytes(45), ImageFormat.ELF),
+        (gzip.compress(b"x"), ImageFormat.GZIP),
+        (zip_file(), ImageFormat.ZIP),
+        (struct.pack("<8I", 0x0A324655, 0x9E5D5157, 0x2000, 0x1000, 256, 0, 1, 0xD42BA06C), ImageFormat.UF2),
+        (HEX_LINE, ImageFormat.INTEL_HEX),
+        (b":10010000214601360121470136007EFE09D2190141\r\n", ImageFormat.RAW),
+        (b"hello", ImageFormat.RAW),
+        (b"\xe9" + b"not an image at all, but text that begins with one byte", ImageFormat.RAW),
+    ],
+)
+def test_files_are_told_apart_by_their_bytes(data: bytes, expected: ImageFormat) -> None:
+    assert inspect(data).format is expected
+    assert inspect(memoryview(data)) == inspect(data)
+
+
+@pytest.mark.parametrize("name", CHIP_NAMES)
+def test_a_merged_image_is_told_from_an_app_on_every_chip(name: str) -> None:
+    for size in (None, 4 << 20):
+        found = inspect(merged_image(name, size=size))
+        assert (found.format, found.chip, found.version) == (ImageFormat.ESP_MERGED, name, "1.2.3")
+    assert inspect(sample_app(name)).format is ImageFormat.ESP_APP
+
+
+def test_an_app_that_carries_a_partition_table_as_data_is_still_an_app() -> None:
+    image = sample_image(size=0x9000)
+    first = image.segments[0]
+    at = 0x8000 - 32
+    table = pack_table(parse_csv(TWO_OTA_4MB_CSV))
+    data = first.data[:at] + table + first.data[at + len(table) :]
+    packed = pack_app(replace(image, segments=(replace(first, data=data), *image.segments[1:])))
+    assert packed[0x8000:0x8002] == b"\xaa\x50"
+    assert inspect(packed).format is ImageFormat.ESP_APP
+
+
+def test_a_merged_image_with_a_broken_boot_loader_is_still_no_app() -> None:
+    merged = bytearray(merged_image())
+    merged[1] = 17
+    found = inspect(bytes(merged))
+    assert found.format is ImageFormat.ESP_MERGED
+    assert found.errors
+
+
+def test_a_sound_app_has_no_errors_and_says_what_devices_report() -> None:
+    packed = sample_app()
+    found = inspect(packed)
+    assert found.errors == ()
+    assert found.validation_hash == packed[-32:].hex()
+    assert (found.chip, found.version, found.project, found.secure_version) == ("esp32-c3", "1.2.3", "pump", 0)
+    assert found.image_size == found.file_size == len(packed)
+
+
+def test_regions_cover_the_file_in_order_without_overlap() -> None:
+    for data in (sample_app(), sample_app() + b"x" * 9, merged_image()):
+        regions = inspect(data).regions
+        for before, after in itertools.pairwise(regions):
+            assert before.end <= after.start
+        assert regions[-1].end == len(data)
+
+
+@pytest.mark.parametrize(("position", "code"), [(-1, "bad-hash"), (33, "bad-checksum"), (30, "truncated-image")])
+def test_a_damaged_app_stays_an_app_and_the_finding_has_offset_expected_and_found(position: int, code: str) -> None:
+    packed = bytearray(sample_app())
+    packed[position] ^= 0x0F
+    found = inspect(bytes(packed))
+    assert found.format is ImageFormat.ESP_APP
+    finding = next(finding for finding in found.errors if finding.code == code)
+    assert None not in (finding.offset, finding.expected, finding.found)
+    assert found.validation_hash is None
+
+
+def test_an_app_cut_anywhere_has_an_error_finding() -> None:
+    packed = sample_app()
+    for length in (*range(300), *range(300, len(packed), 499)):
+        assert inspect(packed[:length]).errors
+
+
+def test_an_unknown_chip_is_named_by_its_number() -> None:
+    image = sample_image()
+    found = inspect(pack_app(replace(image, header=replace(image.header, chip_id=0x77))))
+    assert found.chip is None
+    assert [(f.code, f.found) for f in found.errors] == [("unknown-chip", "0x0077")]
+
+
+def test_bytes_after_the_image_are_told_and_padding_is_only_a_note() -> None:
+    for rest, level in ((b"\xff" * 99, "note"), (bytes(99), "note"), (b"payload", "warning")):
+        findings = inspect(sample_app() + rest).findings
+        assert [(f.level, f.code) for f in findings] == [(level, "trailing-bytes")]
+
+
+def test_an_image_without_hash_is_a_warning_and_reports_the_hash_of_its_bytes() -> None:
+    image = sample_image()
+    found = inspect(pack_app(replace(image, header=replace(image.header, hash_appended=False))))
+    assert [finding.code for finding in found.findings] == ["no-hash"]
+    assert found.validation_hash is not None
+
+
+def test_an_empty_file_is_an_error() -> None:
+    assert [finding.code for finding in inspect(b"").errors] == ["empty"]
+
+
+def test_the_plain_data_is_json_and_keeps_numbers() -> None:
+    for data in (sample_app(), merged_image(), b"", b"hello", sample_app()[:100]):
+        plain = json.loads(json.dumps(inspection_as_dict(inspect(data, name="fir\x1bmware.bin"))))
+        assert plain["file_size"] == len(data)
+        assert plain["properties"]["file"].isprintable()
+        assert plain["ok"] == (not inspect(data).errors)
+
+
+# --- markers and text --------------------------------------------------------------------------------------
+
+
+def test_markers_are_found_anywhere_and_later_ones_win() -> None:
+    data = b"\x80" * 999 + pack_marker({"behaviour": "crash", "a": "1"}) + b"\0" + pack_marker({"a": "2.0-x_y"})
+    assert find_markers(data) == {"behaviour": "crash", "a": "2.0-x_y"}
+    assert find_markers(memoryview(data)) == find_markers(data)
+    assert inspect(data).markers == find_markers(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"FLOTA-LAB{", b"FLOTA-LAB{}", b"FLOTA-LAB{A=1}", b"FLOTA-LAB{a=}", b"FLOTA-LAB{a=1;;b=2}", b"FLOTA-LAB{a=1"],
+)
+def test_what_is_no_marker_is_ignored(text: bytes) -> None:
+    assert find_markers(text) == {}
+
+
+def test_a_file_full_of_marker_starts_costs_no_more() -> None:
+    assert find_markers(b"FLOTA-LAB{" * 100_000) == {}
+
+
+def test_markers_that_could_not_be_read_back_are_not_packed() -> None:
+    for values in ({"A": "1"}, {"a": ""}, {"a": "x;y"}, {}, {"a": "x" * 300}):
+        with pytest.raises(ValueError, match="not a marker"):
+            pack_marker(values)
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        (b"1.0\0garbage", "1.0"),
+        (b" v1 \0", "v1"),
+        (b"\x1b[2Jx", "\ufffd[2Jx"),
+        (b"\xff\xfe", "\ufffd\ufffd"),
+        ("a\u202eb", "a\ufffdb"),
+        ("x" * 100, "x" * 64),
+        ("инит".encode(), "инит"),
+    ],
+)
+def test_text_from_files_is_printable_and_capped(raw: bytes | str, shown: str) -> None:
+    assert cleaned_text(raw) == shown

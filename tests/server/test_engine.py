@@ -1,0 +1,173 @@
+"""The engine on a real database: what rollouts do as devices report."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+
+from tests.conftest_postgres import database, database_url, postgres_server
+from tests.store.fleets import START, Fleet, a_fleet, at
+
+from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState
+from flota.fleet.rollouts import Rollout, RolloutPolicy, RolloutState
+from flota.fleet.storage import DeviceSighting
+from flota.server.engine import Engine
+from flota.store.database import Database
+
+__all__ = ["database", "database_url", "postgres_server"]  # fixtures
+
+S, R = ExecutionState, RolloutState
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> datetime:
+        return at(self.seconds)
+
+
+async def state_of(database: Database, fleet: Fleet) -> tuple[Rollout, list[Execution]]:
+    async with database.reading() as tx:
+        rollout = await tx.rollout(fleet.scope, fleet.rollout.id)
+        return rollout, list(await tx.list_executions(fleet.scope, rollout_id=rollout.id))
+
+
+async def report(database: Database, fleet: Fleet, device: int, *states: S, seconds: float = 0) -> None:
+    async with database.transaction() as tx:
+        for state in states:
+            [execution] = await tx.list_executions(fleet.scope, device_id=fleet.devices[device].id)
+            change = ExecutionChange(state, basis=Basis.REPORTED)
+            await tx.change_execution(fleet.scope, execution.id, execution.version, change, now=at(seconds))
+
+
+def waves(rollout: Rollout) -> list[str]:
+    return [wave.state.value for wave in rollout.waves]
+
+
+async def test_waves_open_one_after_the_other_and_the_rollout_succeeds(database: Database) -> None:
+    fleet = await a_fleet(database, size=3, waves="1,100%")
+    engine = Engine(database, now=Clock())
+    await engine.tick()
+    rollout, executions = await state_of(database, fleet)
+    assert waves(rollout) == ["open", "waiting"]
+    assert [e.device_name for e in executions] == ["pump-1"]
+
+    assert (await engine.tick()).effects == 0
+    await report(database, fleet, 0, S.IN_PROGRESS, S.SUCCEEDED)
+    await engine.tick()
+    rollout, executions = await state_of(database, fleet)
+    assert waves(rollout) == ["succeeded", "open"]
+    assert [e.state for e in executions] == [S.SUCCEEDED, S.QUEUED, S.QUEUED]
+
+    await report(database, fleet, 1, S.SUCCEEDED)
+    await report(database, fleet, 2, S.IN_PROGRESS, S.SUCCEEDED)
+    await engine.tick()
+    rollout, _ = await state_of(database, fleet)
+    assert (rollout.state, rollout.reason) == (R.SUCCEEDED, "3 succeeded")
+    async with database.reading() as tx:
+        entries = await tx.list_audit(fleet.scope)
+    assert [(e.action, e.actor) for e in entries if e.action.startswith(("wave", "rollout.s"))] == [
+        ("wave.open", "engine"),
+        ("wave.succeeded", "engine"),
+        ("wave.open", "engine"),
+        ("wave.succeeded", "engine"),
+        ("rollout.succeeded", "engine"),
+    ]
+
+
+async def test_at_the_threshold_the_rollout_aborts_and_later_waves_stay_untouched(database: Database) -> None:
+    fleet = await a_fleet(database, size=6, waves="3,100%")
+    engine = Engine(database, now=Clock())
+    await engine.tick()
+    await report(database, fleet, 1, S.IN_PROGRESS)
+    await report(database, fleet, 0, S.IN_PROGRESS, S.FAILED)
+    await engine.tick()
+    rollout, executions = await state_of(database, fleet)
+    assert rollout.state is R.ABORTED
+    assert rollout.reason == "1 failed, and the limit is 1: pump-1"
+    assert waves(rollout) == ["failed", "not-opened"]
+    assert [e.state for e in executions] == [S.FAILED, S.IN_PROGRESS, S.CANCELED]
+    assert executions[1].cancel_requested_at == START
+
+    await report(database, fleet, 1, S.SUCCEEDED)
+    assert (await engine.tick()).effects == 0
+    rollout, executions = await state_of(database, fleet)
+    assert rollout.state is R.ABORTED
+    assert len(executions) == 3
+
+
+async def test_a_silent_device_is_timed_out_and_one_that_is_heard_is_not(database: Database) -> None:
+    fleet = await a_fleet(database, size=2, policy=RolloutPolicy(silence_limit_s=60, abort_after_failures=2))
+    clock = Clock()
+    engine = Engine(database, now=clock)
+    await engine.tick()
+    await report(database, fleet, 0, S.IN_PROGRESS)
+    await report(database, fleet, 1, S.IN_PROGRESS)
+    async with database.transaction() as tx:
+        await tx.record_sightings(fleet.scope, [DeviceSighting(fleet.devices[1].id, at(30), "ddi")])
+    clock.seconds = 60
+    await engine.tick()
+    rollout, executions = await state_of(database, fleet)
+    assert [(e.state, e.basis) for e in executions] == [(S.TIMED_OUT, None), (S.IN_PROGRESS, None)]
+    assert rollout.state is R.ACTIVE
+    clock.seconds = 90
+    await engine.tick()
+    rollout, _ = await state_of(database, fleet)
+    assert rollout.state is R.ABORTED
+
+
+async def test_a_device_that_stays_silent_after_an_abort_does_not_stay_at_work_for_ever(database: Database) -> None:
+    fleet = await a_fleet(database, size=2, policy=RolloutPolicy(silence_limit_s=60))
+    clock = Clock()
+    engine = Engine(database, now=clock)
+    await engine.tick()
+    await report(database, fleet, 0, S.IN_PROGRESS)
+    await report(database, fleet, 1, S.IN_PROGRESS, S.FAILED)
+    await engine.tick()
+    clock.seconds = 61
+    await engine.tick()
+    _, executions = await state_of(database, fleet)
+    assert [e.state for e in executions] == [S.CANCELED, S.FAILED]
+
+
+async def test_an_expired_release_is_not_begun(database: Database) -> None:
+    fleet = await a_fleet(database, expires_at=at(10))
+    clock = Clock()
+    clock.seconds = 10
+    await Engine(database, now=clock).tick()
+    rollout, executions = await state_of(database, fleet)
+    assert (rollout.state, executions) == (R.ABORTED, [])
+
+
+async def test_every_tenant_is_served_and_none_sees_the_other(database: Database) -> None:
+    first = await a_fleet(database, tenant="FIRST", size=1)
+    second = await a_fleet(database, tenant="SECOND", size=2)
+    await Engine(database, now=Clock()).tick()
+    for fleet, size in ((first, 1), (second, 2)):
+        rollout, executions = await state_of(database, fleet)
+        assert waves(rollout) == ["open"]
+        assert len(executions) == size
+
+
+async def test_two_engines_at_once_open_a_wave_once(database: Database) -> None:
+    fleet = await a_fleet(database, size=5)
+    engines = [Engine(database, now=Clock()) for _ in range(4)]
+    await asyncio.gather(*(engine.tick() for engine in engines))
+    _, executions = await state_of(database, fleet)
+    assert len(executions) == 5
+
+
+async def test_a_running_engine_acts_on_a_commit_and_stops_when_told(database: Database) -> None:
+    engine = Engine(database, now=Clock())
+    database.on_commit(engine.wake)
+    stop, opened = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(engine.run(stop))
+    fleet = await a_fleet(database, size=1)
+    database.on_commit(lambda _: opened.set())  # the next to commit is the engine
+    async with asyncio.timeout(3):
+        await opened.wait()
+    assert len((await state_of(database, fleet))[1]) == 1
+    stop.set()
+    async with asyncio.timeout(3):
+        await running

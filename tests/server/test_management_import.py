@@ -1,0 +1,103 @@
+"""Device lists as CSV: all of it or nothing, and the line number of everything that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.server.management_api import Api, an_api, assert_problem
+
+from flota.errors import InvalidInput
+from flota.server.device_import import BadDeviceList, parse_device_list
+
+GOOD = """\
+name,type,mac,token,labels
+pump-1,esp32-c3,aa:bb:cc:dd:ee:01,factory-token-1,site=berlin line="two words"
+pump-2,esp32-c3,,,
+"""
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    async with an_api(tmp_path) as one:
+        yield one
+
+
+def test_every_column_is_read() -> None:
+    (line, first), (_, second) = parse_device_list(GOOD.encode())
+    assert (line, first.name, first.type_name) == (2, "pump-1", "esp32-c3")
+    assert (first.mac, first.token) == ("AA:BB:CC:DD:EE:01", "factory-token-1")
+    assert first.labels == {"site": "berlin", "line": "two words"}
+    assert (second.mac, second.token, second.labels) == (None, None, {})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbfname,type\na,b\n",
+        b"name;type\r\na;b\r\n",
+        b"TYPE,Name\nb,a\n\n\n",
+        b'name,type\n"a",b',
+    ],
+)
+def test_what_spreadsheets_make_of_csv_is_read(data: bytes) -> None:
+    ((_, registration),) = parse_device_list(data)
+    assert (registration.name, registration.type_name) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "header"),
+        (b"name,type\n", "no devices"),
+        (b"name,mac\na,b\n", "header"),
+        (b"name,type,colour\na,b,c\n", "header"),
+        (b"name,name,type\na,a,b\n", "header"),
+        (b"name,type\na,b\nc\xff,d\n", "line 3"),
+        (b'name,type\n"a,b\n', "CSV"),
+        (b"name,type\na\x00,b\n", "line 2"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_where(data: bytes, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        parse_device_list(data)
+
+
+def test_every_wrong_line_is_named() -> None:
+    lines = [
+        "name,type,mac,token,labels",
+        "ok,t,,,",
+        "../x,t,,,",
+        "b,t,nonsense,,",
+        "c,t,,short,",
+        "d,t,,,colour",
+        "e,t",
+        "ok,t,,,",
+        "f,t,aa:bb:cc:dd:ee:01,,",
+        "g,t,AABBCCDDEE01,,",
+    ]
+    with pytest.raises(BadDeviceList) as caught:
+        parse_device_list("\n".join(lines).encode())
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        f"line {number}" for number in (3, 4, 5, 6, 7, 8, 10)
+    ]
+    assert "short" not in str(caught.value)
+
+
+async def test_an_import_registers_every_device(api: Api) -> None:
+    answer = await api.ask("POST", "/devices/import", content=GOOD.encode(), headers={"content-type": "text/csv"})
+    assert answer.status_code == 201, answer.text
+    first, second = answer.json()["items"]
+    assert first == {"name": "pump-1", "token": None}
+    assert second["token"]
+    assert (await api.get("/devices/pump-1"))["labels"] == {"site": "berlin", "line": "two words"}
+
+
+async def test_an_import_with_one_wrong_line_registers_nobody(api: Api) -> None:
+    await api.add_devices("taken")
+    lines = ["name,type", "new-1,generic-linux", "taken,generic-linux", "new-2,toaster"]
+    answer = await api.ask("POST", "/devices/import", content="\n".join(lines).encode())
+    problem = assert_problem(answer, 400, "bad-device-list")
+    assert [line.split(":")[0] for line in problem["errors"]] == ["line 3", "line 4"]
+    assert [one["name"] for one in (await api.get("/devices"))["items"]] == ["taken"]
