@@ -79,7 +79,9 @@ def stalled(flota: Rival) -> None:
     time.sleep(1)
     cost = flota.resident_mib() - before
     load = h2load(flota, "h1", requests=50, connections=1, headers=(RANGE,))
-    print(f"{STALLED_READERS} stalled readers: {cost:.0f} MiB more; another client meanwhile {load.requests_per_s:.0f} req/s")
+    print(
+        f"{STALLED_READERS} stalled readers: {cost:.0f} MiB more; another client meanwhile {load.requests_per_s:.0f} req/s"
+    )
     for reader in readers:
         reader.close()
 

@@ -34,7 +34,12 @@ def main() -> None:
         bare.append(cpu_s([sys.executable, "-c", "pass"]))
     help_s = statistics.median(ours)
     ratio = help_s / statistics.median(bare)
-    report("flota --help, CPU", f"{help_s:.3f} s, {ratio:.1f} times an empty Python", f"< {HELP_GOAL_S} s", help_s < HELP_GOAL_S)
+    report(
+        "flota --help, CPU",
+        f"{help_s:.3f} s, {ratio:.1f} times an empty Python",
+        f"< {HELP_GOAL_S} s",
+        help_s < HELP_GOAL_S,
+    )
     idle = idle_mib()
     report("flota up, idle", f"{idle:.0f} MiB resident", f"<= {IDLE_GOAL_MIB} MiB", idle <= IDLE_GOAL_MIB)
 
@@ -50,7 +55,19 @@ def cpu_s(command: list[str]) -> float:
 def idle_mib() -> float:
     """Start a server in an empty data directory and return its resident memory once it is quiet."""
     with tempfile.TemporaryDirectory(prefix="flota-bench-") as directory:
-        command = [sys.executable, "-m", "flota", "up", "--data", f"{directory}/data", "--http", ":0", "--https", ":0", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "flota",
+            "up",
+            "--data",
+            f"{directory}/data",
+            "--http",
+            ":0",
+            "--https",
+            ":0",
+            "--json",
+        ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         try:
             assert process.stdout is not None

@@ -5,26 +5,28 @@ Goals: at most 3 times as long; under 0.3 s of CPU.
 
 from __future__ import annotations
 
+# ruff: noqa: E402
+import sys
+from pathlib import Path
+
+# This file is called like a module of the standard library: its directory must not be searched by what follows.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+
 import hashlib
 import os
 import random
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-# This file is called like a module of the standard library: keep its directory out of the way of everything below.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
-
-from flota.images.esp_app import pack_app  # noqa: E402
-from flota.images.esp_chips import MIB, chip_named  # noqa: E402
-from flota.images.esp_layout import AppIdentity, MemoryPiece, PackOptions, build_app  # noqa: E402
-from flota.images.inspection import inspect  # noqa: E402
-from flota.images.model import ImageFormat  # noqa: E402
+from flota.images.esp_app import pack_app
+from flota.images.esp_chips import MIB, chip_named
+from flota.images.esp_layout import AppIdentity, MemoryPiece, PackOptions, build_app
+from flota.images.inspection import inspect
+from flota.images.model import ImageFormat
 
 IMAGE_SIZE = 4 * MIB
 RUNS = 5

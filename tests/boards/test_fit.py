@@ -94,9 +94,18 @@ def test_bytes_after_the_image_count_for_the_slot() -> None:
     assert blocking(C3, sample_app().ljust(slot + 1, b"\xff")) == ["too-large"]
 
 
-def test_a_type_without_ota_slots_takes_nothing() -> None:
-    table = pack_table(parse_csv("nvs,data,nvs,,24K\napp,app,factory,,1M\n"))
-    assert blocking(replace(C3, partition_table=table), sample_app()) == ["no-slots"]
+@pytest.mark.parametrize(
+    ("csv", "codes"),
+    [
+        ("nvs,data,nvs,,24K\napp,app,factory,,1M\n", ["no-slots"]),
+        ("nvs,data,nvs,,24K\na,app,ota_0,,1M\nb,app,ota_1,,1M\n", ["no-otadata"]),
+        ("od,data,ota,,8K\na,app,ota_0,,1M\n", ["one-slot"]),
+        ("od,data,ota,,8K\nf,app,factory,,1M\na,app,ota_0,,1M\n", []),
+        ("od,data,ota,,8K\na,app,ota_0,,1M\nb,app,ota_1,,1M\n", []),
+    ],
+)
+def test_a_partition_table_with_which_no_update_can_work_is_a_reason_of_its_own(csv: str, codes: list[str]) -> None:
+    assert blocking(replace(C3, partition_table=pack_table(parse_csv(csv))), sample_app()) == codes
 
 
 def test_another_version_in_the_image_is_a_warning_that_shows_both() -> None:

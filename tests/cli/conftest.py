@@ -28,6 +28,7 @@ class Server:
     """Where it listens, and its data directory."""
 
     url: str
+    https: str
     data: Path
     pid: int
 
@@ -69,7 +70,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         str(data),
         "--http",
         "127.0.0.1:0",
-        "--no-https",
+        "--https",
+        "127.0.0.1:0",
         "--json",
     ]
     with (data / "server.log").open("wb") as log:
@@ -80,7 +82,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     line = process.stdout.readline()
     killer.cancel()
     assert line, (data / "server.log").read_text()
-    yield Server(url=json.loads(line)["http"], data=data, pid=process.pid)
+    record = json.loads(line)
+    yield Server(url=record["http"], https=record["https"], data=data, pid=process.pid)
     process.send_signal(signal.SIGTERM)
     assert process.wait(STOP_WITHIN_S) == 0
     process.stdout.close()

@@ -220,3 +220,16 @@ def test_a_client_follows_events_live_and_from_any_point(server: Server) -> None
         client.remove_device("followed")
         assert next(stream).action == "device.removed"
         stream.close()  # type: ignore[attr-defined]
+
+
+def test_the_local_servers_own_authority_is_trusted_and_no_other(flota: Flota, server: Server, tmp_path: Path) -> None:
+    assert flota("device", "list", "--server", server.https).status == 0
+    other = tmp_path / "other.pem"
+    other.write_text("no certificate")
+    refused = flota("device", "list", "--server", server.https, "--cacert", other)
+    assert refused.status == 1
+    assert "certificate" in refused.err
+    name = server.https.replace("127.0.0.1", "localhost")
+    refused = flota("device", "list", "--server", name, "--token", server.token)
+    assert refused.status == 1
+    assert "certificate" in refused.err

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,13 @@ def test_inspect_json_is_the_same_as_data(app_file: Path, capsys: pytest.Capture
     assert (said["file"], said["format"], said["chip"], said["version"]) == ("app.bin", "esp-app", "esp32-c3", "1.2.3")
     assert said["validation_hash"] == found.validation_hash
     assert len(said["regions"]) == len(found.regions)
+
+
+def test_a_file_name_that_is_no_text_is_shown_cleaned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/fir\x1b[31m\xffware.bin"))
+    path.write_bytes(sample_app())
+    assert flota("image", "inspect", path) == 0
+    assert capsys.readouterr().out.startswith("fir\ufffd[31m\ufffdware.bin: esp-app")
 
 
 def test_a_damaged_file_is_shown_and_the_exit_status_is_1(app_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,7 +170,9 @@ def test_the_special_cases_of_the_boot_choice_agree() -> None:
 class Bench:
     """Otadata and small slots on a flash, with images that are good by decree, as in the vectors."""
 
-    def __init__(self, config: dict[str, Any], *, efuse: int = 1, versions: dict[int, int | None] | None = None) -> None:
+    def __init__(
+        self, config: dict[str, Any], *, efuse: int = 1, versions: dict[int, int | None] | None = None
+    ) -> None:
         self.build = BUILDS[config["build"]]
         indices = ([FACTORY] if config["factory"] else []) + list(range(config["ota_slots"]))
         self.slot_size = SLOT_SECTORS * SECTOR
@@ -382,7 +384,9 @@ def test_every_boot_from_every_otadata_that_a_cut_can_leave_agrees(number: int) 
 
 def test_the_special_cases_of_the_ota_calls_agree() -> None:
     for case in vectors("esp_ota_api.json")["special_cases"]:
-        versions = {int(index): value for index, value in case["secure_version"].items()} if "secure_version" in case else None
+        versions = (
+            {int(index): value for index, value in case["secure_version"].items()} if "secure_version" in case else None
+        )
         bench = Bench(case, efuse=case.get("efuse_before", 1), versions=versions)
         bench.good = set(case["images_good"])
         bench.set_entries((entry_of(case["entries_before"][0]), entry_of(case["entries_before"][1])))
@@ -408,7 +412,9 @@ def test_the_special_cases_of_the_ota_calls_agree() -> None:
 
 def test_unknown_states_count_as_valid() -> None:
     unnamed = OtaEntry.for_seq(2, 0x12345678)
-    decision = decide((OtaEntry.for_seq(1, OtaState.VALID), unnamed), AppRows(frozenset({0, 1})), build=BootBuild.ROLLBACK)
+    decision = decide(
+        (OtaEntry.for_seq(1, OtaState.VALID), unnamed), AppRows(frozenset({0, 1})), build=BootBuild.ROLLBACK
+    )
     assert decision.index == 1
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from tests.golden.vendor_data import vendor_bytes, vendor_json, vendor_names
+from tests.images.esp_samples import sample_app
 
 from flota.boards.catalogue import board
 from flota.boards.fit import fit_check
@@ -145,7 +148,7 @@ def test_the_arduino_core_s_descriptor_is_not_taken_for_the_product_s() -> None:
     assert "generic-descriptor" in [finding.code for finding in found.findings]
 
 
-@pytest.mark.parametrize("name", [name for name in vendor_names("firmware/*.bin") if "esp8266" in name])
+@pytest.mark.parametrize("name", vendor_names("firmware/*esp8266*.bin"))
 def test_esp8266_images_are_told_apart(name: str) -> None:
     found = inspect(vendor_bytes(name))
     assert (found.format, found.chip) == (ImageFormat.ESP8266_APP, "esp8266")
@@ -174,3 +177,32 @@ def test_a_real_image_cut_anywhere_is_one_typed_error(name: str) -> None:
         with pytest.raises(ImageError):
             parse_app(data[:length])
         assert inspect(data[:length]).errors
+
+
+def merged_with(bootloader: str, offset: int, table: str, app: bytes, app_offset: int) -> bytes:
+    flash = bytearray(b"\xff" * app_offset)
+    for place, name in ((offset, bootloader), (0x8000, table)):
+        content = vendor_bytes(name)
+        flash[place : place + len(content)] = content
+    return bytes(flash) + app
+
+
+def test_the_merged_image_of_the_reference_tool_is_recognised_padded_or_not() -> None:
+    app = vendor_bytes("esp32/images/derived_app_template_esp32.bin")
+    table = "esp32/partitions/seed_example.expected.bin"
+    merged = merged_with("esp32/bootloaders/espflash_esp32-bootloader.bin", 0x1000, table, app, 0x20000)
+    assert hashlib.sha256(merged).hexdigest() == "5c62215bf30124db26869b8b221238e7ff1d7941cf6ed42ce67c97f657b06101"
+    for data in (merged, merged.ljust(8 << 20, b"\xff")):
+        found = inspect(data)
+        assert (found.format, found.chip, found.project) == (ImageFormat.ESP_MERGED, "esp32", "app-template")
+
+
+@pytest.mark.parametrize("chip", ["esp32-c3", "esp32-c6", "esp32-s3"])
+def test_a_real_boot_loader_at_offset_0_makes_a_merged_image_and_no_app(chip: str) -> None:
+    name = f"esp32/bootloaders/espflash_{chip.replace('-', '')}-bootloader.bin"
+    table = "esp32/partitions/idf_partitions_two_ota_large.expected.bin"
+    merged = merged_with(name, 0, table, sample_app(chip), 0x20000)
+    found = inspect(merged)
+    assert (found.format, found.chip, found.version) == (ImageFormat.ESP_MERGED, chip, "1.2.3")
+    reasons = fit_check(TypeProfile(board(chip)), found, file_size=len(merged), version="1.2.3")
+    assert [reason.code for reason in reasons if reason.blocking] == ["merged-image"]

@@ -45,7 +45,7 @@ def test_every_chip_takes_what_is_packed_for_it(name: str) -> None:
 
 
 @pytest.mark.program
-@pytest.mark.parametrize("name", ["esp32", "esp32-s2", "esp32-c3", "esp32-c6", "esp32-p4"])
+@pytest.mark.parametrize("name", CHIP_NAMES)
 def test_esptool_accepts_what_is_packed(name: str, tmp_path: Path) -> None:
     said = esptool_image_info(tmp_path / "app.bin", sample_app(name, options=PackOptions(pad_to=256 * KIB)))
     assert said.count("(valid)") == 2
@@ -220,3 +220,15 @@ def test_an_elf_for_another_machine_is_refused_by_name() -> None:
     with pytest.raises(ImageError, match="not for an ESP chip") as caught:
         parse_elf(bytes(elf))
     assert "EM_ARM" in str(caught.value.found)
+
+
+def test_sections_that_hold_more_than_the_file_or_are_too_many_are_refused() -> None:
+    elf = bytearray(ELF.read_bytes())
+    (table,), (row_size, count) = struct.unpack_from("<I", elf, 32), struct.unpack_from("<HH", elf, 46)
+    for index in range(1, count):
+        struct.pack_into("<II", elf, table + index * row_size + 16, 0, len(elf))
+    with pytest.raises(ImageError, match="more than the file"):
+        parse_elf(bytes(elf))
+    struct.pack_into("<H", elf, 48, 0xFFFF)
+    with pytest.raises(ImageError, match="too many sections"):
+        parse_elf(bytes(elf))

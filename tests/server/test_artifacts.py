@@ -21,13 +21,13 @@ from flota.errors import NotFound
 from flota.fleet.releases import Artifact
 from flota.fleet.scope import Role
 from flota.fleet.scope import Scope as FleetScope
-from flota.server.api import artifacts
-from flota.server.api.artifacts import DeliveryOutcome, send_artifact
+from flota.server.api.artifacts import ArtifactApi, DeliveryOutcome, send_artifact
+from flota.server.app import wrap
 from flota.server.auth import digest_of_secret
 from flota.server.context import ServerContext
 from flota.server.listeners import Listener
 from tests.server.programs import Answer, curl
-from tests.server.serving import a_context, a_scope, app_of, listening, make_tls_files, url_of
+from tests.server.serving import a_context, a_scope, listening, make_tls_files, url_of
 
 IMAGE = random.Random(2).randbytes(1 << 20)  # noqa: S311 - a stand-in for an image
 SHA256 = hashlib.sha256(IMAGE).hexdigest()
@@ -243,7 +243,7 @@ async def test_the_artifact_api_wants_a_token_for_exactly_this_artifact(tmp_path
         good = tokens.issue(stored, device_id=7, now=now)
         over = tokens.issue(stored, device_id=7, now=now - timedelta(days=2))
         other = tokens.issue("0" * 64, device_id=7, now=now)
-        async with listening(app_of(context, artifacts.routes(context))) as listener:
+        async with listening(wrap(ArtifactApi(context), context)) as listener:
             url = url_of(listener, f"/artifacts/{stored}")
             answer = await curl("-r", "0-99", f"{url}?token={good}")
             assert (answer.status, answer.body) == (206, IMAGE[:100])
@@ -264,7 +264,7 @@ async def test_a_management_token_reads_the_artifacts_of_its_own_tenant_only(tmp
             for scope, secret in ((ours, "ours"), (FleetScope(other.id, "test"), "theirs")):
                 digest = digest_of_secret(secret)
                 await transaction.add_access_token(scope, secret, Role.VIEWER, digest, now=context.now())
-        async with listening(app_of(context, artifacts.routes(context))) as listener:
+        async with listening(wrap(ArtifactApi(context), context)) as listener:
             url = url_of(listener, f"/artifacts/{stored}")
             assert (await curl("-H", "authorization: Bearer ours", url)).body == IMAGE
             assert (await curl("-H", "authorization: Bearer theirs", url)).status == 404

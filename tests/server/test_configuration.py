@@ -131,7 +131,9 @@ def test_addresses_are_read_as_people_write_them(text: str, address: Address) ->
     assert parse_address(str(address)) == address
 
 
-@pytest.mark.parametrize("url", ["", "x", "http://", "http://a b", "http://h/?q", "http://u:p@h", "http://h:0", "http://[::1"])
+@pytest.mark.parametrize(
+    "url", ["", "x", "http://", "http://a b", "http://h/?q", "http://u:p@h", "http://h:0", "http://[::1"]
+)
 def test_what_devices_could_not_be_given_is_refused(url: str) -> None:
     with pytest.raises(InvalidInput):
         parse_public_url(url)

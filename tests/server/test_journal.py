@@ -59,7 +59,9 @@ async def test_a_follower_gets_the_past_and_then_everything_new(context: ServerC
     await following.aclose()  # type: ignore[attr-defined]
 
 
-async def test_many_followers_of_a_busy_trail_all_get_every_entry_in_order(context: ServerContext, scope: Scope) -> None:
+async def test_many_followers_of_a_busy_trail_all_get_every_entry_in_order(
+    context: ServerContext, scope: Scope
+) -> None:
     count = 60
     before = await context.journal.last_sequence(scope)
 

@@ -94,7 +94,9 @@ async def test_port_0_is_a_free_port_and_a_taken_one_is_refused_with_a_reason() 
         assert "in use" in str(caught.value.found)
 
 
-async def test_nothing_is_logged_while_all_is_well(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_nothing_is_logged_while_all_is_well(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
     caplog.set_level(logging.INFO)
     async with listening(hello) as listener:
         await request(listener.address)
@@ -201,7 +203,7 @@ async def test_a_header_bomb_over_http_2_is_refused_and_others_are_served() -> N
 
 
 async def test_connections_inherit_the_options_that_bound_dead_and_stalled_peers() -> None:
-    with bind(LOOPBACK) as listening_socket:
+    with bind(LOOPBACK, plain=True) as listening_socket:
         address = listening_socket.getsockname()
         loop = asyncio.get_running_loop()
         accepting = asyncio.create_task(loop.sock_accept(listening_socket))
@@ -273,4 +275,3 @@ async def certificate_at(address: Address) -> bytes:
         writer.close()
         assert isinstance(certificate, bytes)
         return certificate
-

@@ -186,16 +186,24 @@ async def _database_template() -> Path:
 
 @contextlib.asynccontextmanager
 async def an_update_fleet(directory: Path, *, public_url: str | None = None) -> AsyncIterator[UpdateFleet]:
-    """Give a fleet with the tenant DEFAULT and no type yet."""
-    clock = Clock()
+    """Give a fleet on SQLite with the tenant DEFAULT and no type yet."""
     data = DataDirectory(directory)
-    settings = ServerSettings(data=data, public_url=public_url)
     shutil.copy(await _database_template(), data.database)
-    async with await Database.open(settings.effective_database_url) as database:
-        data.artifacts.mkdir(exist_ok=True)
-        context = make_context(settings, database, ArtifactStore(data.artifacts), download_key=bytes(32), now=clock)
-        async with database.transaction() as tx:
-            tenant = await tx.add_tenant("DEFAULT", now=clock())
-        fleet = UpdateFleet(context, database, Scope(tenant.id, "token:test"), clock, client_of(context))
-        async with fleet.client:
-            yield fleet
+    settings = ServerSettings(data=data, public_url=public_url)
+    opened = await Database.open(settings.effective_database_url)
+    async with opened as database, a_fleet_over(database, settings) as fleet:
+        yield fleet
+
+
+@contextlib.asynccontextmanager
+async def a_fleet_over(database: Database, settings: ServerSettings) -> AsyncIterator[UpdateFleet]:
+    """Give a fleet on an empty database."""
+    clock = Clock()
+    settings.data.artifacts.mkdir(exist_ok=True)
+    store = ArtifactStore(settings.data.artifacts)
+    context = make_context(settings, database, store, download_key=bytes(32), now=clock)
+    async with database.transaction() as tx:
+        tenant = await tx.add_tenant("DEFAULT", now=clock())
+    fleet = UpdateFleet(context, database, Scope(tenant.id, "token:test"), clock, client_of(context))
+    async with fleet.client:
+        yield fleet

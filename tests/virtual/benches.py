@@ -66,9 +66,7 @@ class EspBench:
             hardware.flash_app(image)
 
     def hardware(self) -> EspHardware:
-        return EspHardware(
-            self.board, self.flash, fuses=self.fuses, nvs=self.nvs, pace=fast_pace(), build=self.build
-        )
+        return EspHardware(self.board, self.flash, fuses=self.fuses, nvs=self.nvs, pace=fast_pace(), build=self.build)
 
     def device(self, agent: Agent | None, *, hardware: Hardware | None = None) -> VirtualDevice:
         return VirtualDevice(
@@ -80,6 +78,12 @@ class EspBench:
             rng=random.Random(7),
             listener=self.events.append,
         )
+
+    def flash_content(self) -> bytes:
+        """Return the whole flash, powered or not."""
+        self.flash.plan = None
+        self.flash.power_on()
+        return self.flash.read(0, self.flash.size)
 
     def texts(self, kind: EventKind) -> list[str]:
         return [event.text for event in self.events if event.kind is kind]

@@ -27,7 +27,5 @@ def app_image(
     filling = hashlib.shake_256(f"{version}{behaviour}".encode()).digest(size)
     data = (described + marker + filling)[: size // 4 * 4]
     kind = chip_named(chip)
-    header = EspImageHeader(
-        chip_id=kind.chip_id, entry=kind.code_map.start + 0x20, min_chip_revision=min_chip_revision
-    )
+    header = EspImageHeader(chip_id=kind.chip_id, entry=kind.code_map.start + 0x20, min_chip_revision=min_chip_revision)
     return pack_app(EspAppImage(header, (EspSegment(kind.data_map.start + 0x20, data),)))

@@ -49,7 +49,9 @@ async def test_the_device_updates_confirms_and_reports_the_new_images_appended_h
     bench = EspBench(OLD)
     async with small_server(offering(NEW)) as server:
         agent = HttpUpdateAgent(f"{server.url}/update/pump")
-        await run_until(bench, agent, lambda: reported_sha256(server.requests[-1]) == hash_of(NEW) if server.requests else False)
+        await run_until(
+            bench, agent, lambda: reported_sha256(server.requests[-1]) == hash_of(NEW) if server.requests else False
+        )
     assert bench.hardware().image_in("ota_1") == NEW
     assert bench.texts(EventKind.CONFIRMED)
 
@@ -92,7 +94,9 @@ async def test_a_bad_answer_leaves_the_old_app_running_and_says_why(answer: Answ
     bench = EspBench(OLD)
     async with small_server(lambda request: answer) as server:
         await run_until(
-            bench, HttpUpdateAgent(server.url + "/u"), lambda: bool(bench.texts(EventKind.UPDATE_FAILED)) and len(server.requests) > 1
+            bench,
+            HttpUpdateAgent(server.url + "/u"),
+            lambda: bool(bench.texts(EventKind.UPDATE_FAILED)) and len(server.requests) > 1,
         )
     assert reason in bench.texts(EventKind.UPDATE_FAILED)[0]
     assert hash_of(OLD) == reported_sha256(server.requests[-1])

@@ -44,6 +44,7 @@ def fit_check(profile: TypeProfile, inspection: Inspection, *, file_size: int, v
     if not reasons:
         reasons += _damage(inspection)
         reasons += _chip(profile, inspection)
+    reasons += _partitions(profile)
     reasons += _size(profile, file_size)
     reasons += _version(profile, inspection, version)
     reasons += _secure_version(profile, inspection)
@@ -97,13 +98,6 @@ def _size(profile: TypeProfile, file_size: int) -> Iterator[Unfit]:
         yield Unfit("empty", "the file is empty", 0, "1 byte or more", "0 bytes")
     slots = slots_of(profile)
     if not slots:
-        yield Unfit(
-            "no-slots",
-            "the partition table of the type has no ota slot: nothing can be updated over the air",
-            None,
-            "ota_0 and ota_1",
-            "none",
-        )
         return
     smallest = min(slots, key=lambda slot: slot.size)
     if file_size > smallest.size:
@@ -114,6 +108,35 @@ def _size(profile: TypeProfile, file_size: int) -> Iterator[Unfit]:
             f"at most {smallest.size} bytes (slot {smallest.name})",
             f"{file_size} bytes",
             "Build a smaller image, or give the type the partition table that its devices really have.",
+        )
+
+
+def _partitions(profile: TypeProfile) -> Iterator[Unfit]:
+    """Yield why no update at all can work with the type's partition table."""
+    table = partition_table_of(profile)
+    if table is None:
+        return
+    slots = table.ota_slots
+    if not slots:
+        yield Unfit(
+            "no-slots",
+            "the partition table of the type has no ota slot: nothing can be updated over the air",
+            expected="ota_0 and ota_1",
+            found="none",
+        )
+    elif table.otadata is None:
+        yield Unfit(
+            "no-otadata",
+            "the partition table of the type has no otadata partition: nothing can select the new image",
+            expected="a data partition of subtype ota",
+            found="none",
+        )
+    elif len(slots) == 1 and table.factory is None:
+        yield Unfit(
+            "one-slot",
+            "the partition table of the type has a single app partition: a device cannot overwrite what it runs",
+            expected="two ota slots, or one and a factory app",
+            found=slots[0].label,
         )
 
 

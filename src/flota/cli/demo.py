@@ -81,7 +81,7 @@ def _print_end(result: DemoResult, server: LocalServer) -> None:
     echo()
     echo("now yours:")
     echo("  flota up --data ./flota-data")
-    echo("  flota type add pump --board esp32-c3 --partitions partitions.csv --signer release.pub.pem")
+    echo("  flota type add pump --board esp32-c3 --partitions partitions.csv --signer release.pub")
     echo("  flota ship your-app.bin --type pump --version 1.0 --to type=pump --key release.pem")
 
 

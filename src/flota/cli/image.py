@@ -44,18 +44,20 @@ def inspect(
     """
     from dataclasses import asdict
 
+    from flota.images.inspection import NAME_MAX_CHARS, inspection_as_dict
     from flota.images.inspection import inspect as inspect_bytes
-    from flota.images.inspection import inspection_as_dict
+    from flota.images.text import cleaned_text
 
     if partitions and not board:
         warn("--partitions needs --board")
         raise typer.Exit(EXIT_WRONG_USE)
     data = _read(file)
+    name = cleaned_text(file.name, max_chars=NAME_MAX_CHARS)
     found = inspect_bytes(data)
     reasons = _fit(found, len(data), board, partitions) if board else ()
     blocked = any(reason.blocking for reason in reasons)
     if as_json:
-        plain = {"file": file.name, **inspection_as_dict(found)}
+        plain = {"file": name, **inspection_as_dict(found)}
         if board:
             plain["fit"] = {
                 "board": board,
@@ -66,7 +68,7 @@ def inspect(
     else:
         from flota.cli.image_view import show_fit, show_inspection
 
-        show_inspection(file.name, found, colour=sys.stdout.isatty())
+        show_inspection(name, found, colour=sys.stdout.isatty())
         if board:
             show_fit(board, reasons)
     if found.errors or blocked:

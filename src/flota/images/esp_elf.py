@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from elftools.common.exceptions import ELFError, ELFParseError
+from elftools.common.utils import struct_parse
 from elftools.elf.elffile import ELFFile
 
 from flota.images.esp_app import pack_app
@@ -78,7 +79,8 @@ def app_from_elf(
 
 
 def _parse(elf: bytes) -> ElfProgram:
-    file: Any = ELFFile(io.BytesIO(elf))
+    stream = io.BytesIO(elf)
+    file: Any = ELFFile(stream)
     machine = file["e_machine"]
     if machine not in _MACHINES or file.elfclass != 32 or not file.little_endian:
         raise ImageError(
@@ -87,15 +89,21 @@ def _parse(elf: bytes) -> ElfProgram:
             expected="32-bit little-endian Xtensa or RISC-V",
             found=f"{file.elfclass}-bit {machine}",
         )
-    if file.num_sections() > SECTIONS_MAX:
-        raise ImageError("too many sections", expected=f"at most {SECTIONS_MAX}", found=file.num_sections())
+    table_offset, row_size, count = file["e_shoff"], file["e_shentsize"], file["e_shnum"]
+    if count > SECTIONS_MAX:
+        raise ImageError("too many sections", expected=f"at most {SECTIONS_MAX}", found=count)
     pieces: list[MemoryPiece] = []
-    for section in file.iter_sections():
+    loaded_bytes = 0
+    for index in range(count):
+        section = struct_parse(file.structs.Elf_Shdr, stream, stream_pos=table_offset + index * row_size)
         address, size, offset = section["sh_addr"], section["sh_size"], section["sh_offset"]
         if section["sh_type"] not in _LOADED_TYPES or not section["sh_flags"] & _SHF_ALLOC or not address or not size:
             continue
-        if offset + size > len(elf):
-            raise ImageError("a section ends beyond the file", offset=offset, expected=f"{size} bytes", found=len(elf))
+        loaded_bytes += size
+        if offset + size > len(elf) or loaded_bytes > len(elf):
+            raise ImageError(
+                "the sections hold more than the file", offset=offset, expected=f"{len(elf)} bytes", found=size
+            )
         pieces.append(MemoryPiece(address, elf[offset : offset + size]))
     if not pieces:
         raise ImageError("the ELF file has nothing to load", hint="Link it first; an object file is not a program.")

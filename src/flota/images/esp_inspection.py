@@ -211,6 +211,9 @@ def _remarks(
             "built with the Arduino core: version and project in the app descriptor are the core's, not the product's",
             48,
         )
+    if not any(span.address <= layout.header.entry < span.address + span.size for span in layout.segments):
+        found = f"{layout.header.entry:#010x}"
+        yield Finding("warning", "entry", "the program starts at an address that no segment holds", 4, None, found)
     if not layout.header.hash_appended:
         yield Finding("warning", "no-hash", "no SHA-256 is appended: damage is found by a one-byte checksum only", 23)
     for block in blocks:

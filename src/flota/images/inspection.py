@@ -7,7 +7,7 @@ partition table, otadata, the other known kinds of files, raw bytes.
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Final
 
 from flota.images.esp8266 import APP_OFFSET, find_esp8266_segments
 from flota.images.esp_app import IMAGE_MAGIC, parse_header, walk_image
@@ -24,7 +24,7 @@ from flota.images.text import cleaned_text
 
 Buffer = bytes | memoryview
 
-NAME_MAX_CHARS = 128
+NAME_MAX_CHARS: Final = 128
 
 
 def inspect(data: Buffer, *, name: str = "") -> Inspection:

@@ -36,18 +36,25 @@ def build_app(context: ServerContext) -> ASGIApp:
 
     DDI comes last: its first path segment is a tenant's name, so its routes would match anything else's.
     """
-    from flota.server.api import artifacts, ddi, events, health, http_update
+    from flota.server.api import ddi, events, health, http_update
+    from flota.server.api.artifacts import ARTIFACTS_PREFIX, ArtifactApi
     from flota.server.api.management import build_management_api
 
     routes = [
         *health.routes(context),
         *events.routes(context),
         Mount("/api/v1", build_management_api(context)),
-        *artifacts.routes(context),
         *http_update.routes(context),
         *ddi.routes(context),
     ]
-    return wrap(Starlette(routes=routes, exception_handlers=dict(EXCEPTION_HANDLERS)), context)
+    routed = Starlette(routes=routes, exception_handlers=dict(EXCEPTION_HANDLERS))
+    artifacts = ArtifactApi(context)
+
+    async def choose(scope: Scope, receive: Receive, send: Send) -> None:
+        is_artifact = scope["type"] == "http" and scope["path"].startswith(ARTIFACTS_PREFIX)
+        await (artifacts if is_artifact else routed)(scope, receive, send)
+
+    return wrap(choose, context)
 
 
 def wrap(app: ASGIApp, context: ServerContext) -> ASGIApp:

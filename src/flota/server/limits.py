@@ -78,6 +78,9 @@ class RequestLimits:
         if refusal is not None:
             await refusal(scope, receive, send)
             return
+        if _has_no_body(scope):
+            await self._app(scope, receive, send)
+            return
         body = _WatchedBody(receive, limit)
         answer = _AnswerUnlessTripped(scope, receive, send, body)
         await self._app(scope, body.receive, answer.send)
@@ -147,6 +150,13 @@ class _AnswerUnlessTripped:
             return
         self.started = True
         await self.inner(message)
+
+
+def _has_no_body(scope: Scope) -> bool:
+    """Return whether there is nothing to watch: most requests of devices, so they are let through without a wrapper."""
+    if scope["method"] not in ("GET", "HEAD"):
+        return False
+    return not any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
 
 
 def _header_refusal(scope: Scope, limit: int) -> Response | None:

@@ -34,6 +34,7 @@ class Metrics:
         self.requests = Counter(
             "flota_http_requests", "Requests answered.", ["group", "status"], registry=self.registry
         )
+        self._counters: dict[tuple[str, int], Counter] = {}
         self.running = Gauge("flota_http_requests_running", "Requests being answered.", registry=self.registry)
         self.channel_downloads = Counter(
             "flota_channel_downloads",
@@ -50,8 +51,12 @@ class Metrics:
 
     def answered(self, path: str, status: int) -> None:
         """Count one answer; statuses are counted by class (`2xx`) but for 304, 401, 404 and 429, which tell most."""
-        shown = str(status) if status in (304, 401, 404, 429) else f"{status // 100}xx"
-        self.requests.labels(group_of(path), shown).inc()
+        key = (group_of(path), status)
+        counter = self._counters.get(key)
+        if counter is None:
+            shown = str(status) if status in (304, 401, 404, 429) else f"{status // 100}xx"
+            counter = self._counters[key] = self.requests.labels(key[0], shown)
+        counter.inc()
 
     def exposition(self) -> tuple[bytes, str]:
         """Return the text for Prometheus and its media type."""

@@ -15,11 +15,10 @@ from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 from flota.digests import parse_sha256_hex
 from flota.errors import FlotaError, InvalidInput, NotFound, Unauthenticated
@@ -33,6 +32,7 @@ from flota.protocols.http_range import (
     unsatisfied_content_range,
 )
 from flota.server.auth import Permission, authenticate, require
+from flota.server.problems import problem, problem_response
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
@@ -136,37 +136,50 @@ class ArtifactResponse(Response):
         await send_artifact(scope, receive, send, self._path, sha256=self._sha256, **self._options)
 
 
-def routes(context: ServerContext) -> list[BaseRoute]:
-    """Return `GET /artifacts/{sha256}`: for signed links, and for management tokens of the artifact's tenant."""
+ARTIFACTS_PREFIX: Final = "/artifacts/"
 
-    async def download(request: Request) -> Response:
-        sha256 = _requested_sha256(request)
-        token = request.query_params.get("token")
+
+class ArtifactApi:
+    """`GET /artifacts/{sha256}`: for signed links, and for management tokens of the artifact's tenant.
+
+    Bare ASGI, before the router: ranges of 4 KiB come by the ten thousand.
+    """
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; errors become problem documents."""
+        try:
+            if scope["method"] not in ("GET", "HEAD"):
+                await problem(405, "only GET and HEAD", headers={"allow": "GET, HEAD"})(scope, receive, send)
+                return
+            sha256 = _requested_sha256(scope["path"])
+            await self._authorize(scope, sha256)
+            await send_artifact(scope, receive, send, self._context.artifacts.path(sha256), sha256=sha256)
+        except FlotaError as error:
+            await problem_response(error)(scope, receive, send)
+
+    async def _authorize(self, scope: Scope, sha256: str) -> None:
+        """Return if the request may have the artifact; raises `Unauthenticated`, `Forbidden` or `NotFound`."""
+        token = parse_qs(scope["query_string"]).get(b"token")
         if token is not None:
-            context.download_tokens.check(token, sha256, now=context.now())
-        else:
-            await _authorize_manager(context, request, sha256)
-        return ArtifactResponse(context.artifacts.path(sha256), sha256=sha256)
+            self._context.download_tokens.check(token[0].decode("latin-1"), sha256, now=self._context.now())
+            return
+        header = Headers(scope=scope).get("authorization")
+        if header is None:
+            raise Unauthenticated("a token is needed", hint="Send ?token= from the update, or Authorization: Bearer.")
+        caller, role = await authenticate(self._context, header)
+        require(role, Permission.ARTIFACTS_READ)
+        async with self._context.storage.reading() as transaction:
+            await transaction.artifact(caller, sha256)
 
-    return [Route("/artifacts/{sha256}", download, methods=["GET", "HEAD"])]
 
-
-def _requested_sha256(request: Request) -> str:
+def _requested_sha256(path: str) -> str:
     try:
-        return parse_sha256_hex(request.path_params["sha256"])
+        return parse_sha256_hex(path.removeprefix(ARTIFACTS_PREFIX))
     except InvalidInput as error:
         raise NotFound("no such artifact") from error
-
-
-async def _authorize_manager(context: ServerContext, request: Request, sha256: str) -> None:
-    """Let a management token read the artifacts of its own tenant; raises `Unauthenticated` or `NotFound`."""
-    header = request.headers.get("authorization")
-    if header is None:
-        raise Unauthenticated("a token is needed", hint="Send ?token= from the update, or Authorization: Bearer.")
-    scope, role = await authenticate(context, header)
-    require(role, Permission.ARTIFACTS_READ)
-    async with context.storage.reading() as transaction:
-        await transaction.artifact(scope, sha256)
 
 
 def _common_headers(

@@ -43,6 +43,11 @@ TOKEN_MAX_LEN: Final = 256
 """Characters of a token that are looked at; ours are at most 128."""
 
 
+PARTS_BURST: Final = 2048
+PARTS_PER_S: Final = 32.0
+"""Later parts of an image come one after the other: esp_https_ota's pieces of 64 KiB, or smaller where memory is scarce."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """A request, understood: who it is for, and what the client says about itself."""
@@ -85,13 +90,14 @@ class _UpdateApi:
         self._admission = DeviceAdmission(context)
         self._updates = PullUpdates(context)
         self._rates = DeviceRates()
+        self._part_rates = DeviceRates(burst=PARTS_BURST, refill_per_s=PARTS_PER_S)
 
     async def answer(self, request: Request) -> Response:
         """Answer one request: 200 or 206 with the image, 304 when there is nothing to do, 4xx."""
         try:
             asked = _understand(request)
-            if not _is_continuation(request):
-                self._rates.take(asked.rate_key, now=self._context.now())
+            rates = self._part_rates if _is_continuation(request) else self._rates
+            rates.take(asked.rate_key, now=self._context.now())
             scope = await tenant_scope(self._context, ACTOR_BEFORE_IDENTITY)
             device = await self._identify(scope, asked)
             if device is None:
@@ -275,7 +281,7 @@ def _is_peek(asked: _Asked, part: ByteRange, offer: Offer) -> bool:
 
 
 def _is_continuation(request: Request) -> bool:
-    """Whether a request asks for a later part: those come in bursts, and each is bounded by the image's size."""
+    """Whether a request asks for a later part of an image: those come in bursts."""
     header = request.headers.get("range", "")
     return header.startswith("bytes=") and not header.startswith(("bytes=0-", "bytes=-"))
 

@@ -48,6 +48,7 @@ from flota.server.api.ddi.reports import (
     change_of,
 )
 from flota.server.device_admission import DeviceAdmission
+from flota.server.device_rates import DeviceRates
 from flota.server.updates import (
     ActionClosed,
     Assignment,
@@ -69,6 +70,10 @@ if TYPE_CHECKING:
 ROUTE: Final = "ddi"
 BASE: Final = "/{tenant}/controller/v1/{controller_id}"
 TENANTS_REMEMBERED: Final = 1000
+REQUESTS_BURST: Final = 2000
+REQUESTS_PER_S: Final = 20.0
+"""Per device, downloads apart. A busy client polls every 5 s and posts its log line by line."""
+
 DISPOSITION_NAME_MAX_LEN: Final = 78
 """hawkBit cuts the name in Content-Disposition here."""
 
@@ -114,6 +119,7 @@ class _DdiApi:
     def __init__(self, context: ServerContext) -> None:
         self._context = context
         self._admission = DeviceAdmission(context)
+        self._rates = DeviceRates(burst=REQUESTS_BURST, refill_per_s=REQUESTS_PER_S)
         self._tenants: dict[str, Scope] = {}
 
     def endpoint(self, handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
@@ -121,6 +127,8 @@ class _DdiApi:
 
         async def answer(request: Request) -> Response:
             try:
+                if handler != self.download:  # parts come in bursts, and each is bounded by the file
+                    self._rates.take(_rate_key(request), now=self._context.now())
                 return await handler(await self._authenticate(request))
             except FlotaError as error:
                 return problem_answer(error)
@@ -370,6 +378,10 @@ async def _installed(transaction: Transaction, scope: Scope, device: Device) -> 
     ended_well = frozenset({ExecutionState.SUCCEEDED})
     executions = await transaction.list_executions(scope, device_id=device.id, states=ended_well)
     return max(executions, key=lambda execution: (execution.changed_at, execution.id), default=None)
+
+
+def _rate_key(request: Request) -> str:
+    return f"{request.path_params['tenant'].upper()}/{request.path_params['controller_id']}"
 
 
 def _path_number(request: Request, name: str) -> int:
