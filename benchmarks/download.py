@@ -1,21 +1,22 @@
 """Downloads against nginx on the same file: rate, CPU per GB, small ranges with the token check, stalled readers.
 
-Run: python benchmarks/download.py [--rounds 5]. Both servers alternate; each figure is the median of the rounds' ratios.
+Run: python benchmarks/download.py [--rounds 5]. Both servers alternate; a figure is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
 
+import sys
+
+if not __package__:
+    sys.path[0] += "/.."  # not this directory: benchmarks/inspect.py is no replacement for the standard library's
+
 import argparse
 import socket
 import statistics
-import sys
 import time
-from pathlib import Path
 from urllib.parse import urlsplit
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from benchmarks.side_by_side import Load, Rival, h2load, rivals
+from benchmarks._side_by_side import Load, Rival, h2load, rivals
 
 CONNECTIONS = 50
 WHOLE_REQUESTS = 400
@@ -79,9 +80,7 @@ def stalled(flota: Rival) -> None:
     time.sleep(1)
     cost = flota.resident_mib() - before
     load = h2load(flota, "h1", requests=50, connections=1, headers=(RANGE,))
-    print(
-        f"{STALLED_READERS} stalled readers: {cost:.0f} MiB more; another client meanwhile {load.requests_per_s:.0f} req/s"
-    )
+    print(f"{STALLED_READERS} stalled readers: {cost:.0f} MiB more; others: {load.requests_per_s:.0f} req/s")
     for reader in readers:
         reader.close()
 

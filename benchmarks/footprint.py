@@ -5,19 +5,20 @@ Run: python benchmarks/footprint.py [--rounds 5].
 
 from __future__ import annotations
 
+import sys
+
+if not __package__:
+    sys.path[0] += "/.."  # not this directory: benchmarks/inspect.py is no replacement for the standard library's
+
 import argparse
 import json
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from benchmarks.side_by_side import resident_mib
+from benchmarks._side_by_side import resident_mib
 
 HELP_GOAL_S = 0.3
 IDLE_GOAL_MIB = 120

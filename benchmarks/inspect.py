@@ -1,6 +1,7 @@
 """How long `inspect()` takes on a 4 MiB image, against reading and SHA-256-hashing the same file; and `flota --help`.
 
-Goals: at most 3 times as long; under 0.3 s of CPU.
+Goals: at most 3 times as long; under 0.3 s of CPU. Where the processor has instructions for SHA-256, hashing is so
+cheap that the ratio is at its worst.
 """
 
 from __future__ import annotations
@@ -35,19 +36,28 @@ GOAL_HELP_CPU_S = 0.3
 
 
 def image_of_size(size: int) -> bytes:
-    """An ESP32-C3 app image of exactly `size` bytes, its bulk random as compressed assets are."""
-    code = MemoryPiece(0x4200_0020, b"\x13\x00\x00\x00" * 4096)
-    options = PackOptions(pad_to=size, padding=random.Random(1).randbytes(size))
+    """An ESP32-C3 app image of exactly `size` bytes: random data, in the proportions of a real Arduino app.
+
+    42 % constants, 48 % code, 7 % RAM, the rest not loaded.
+    """
+    rng = random.Random(1)
+    pieces = [
+        MemoryPiece(0x3C00_0120, rng.randbytes(size * 42 // 100 // 4 * 4)),
+        MemoryPiece(0x4200_0020, rng.randbytes(size * 48 // 100 // 4 * 4)),
+        MemoryPiece(0x4038_0000, rng.randbytes(size * 7 // 100 // 4 * 4)),
+    ]
+    options = PackOptions(pad_to=size, padding=rng.randbytes(4096))
     chip = chip_named("esp32-c3")
     return pack_app(
-        build_app([code], chip=chip, entry=code.address, identity=AppIdentity("1.0", "bench"), options=options)
+        build_app(pieces, chip=chip, entry=0x4200_0020, identity=AppIdentity("1.0", "bench"), options=options)
     )
 
 
 def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    """CPU seconds of this process: the file is in the page cache, and other work on the machine must not count."""
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def inspect_ratio(path: Path) -> tuple[float, float, float]:
@@ -80,8 +90,8 @@ def main() -> int:
         assert found.errors == ()
         assert found.file_size == IMAGE_SIZE
         hashing, inspecting, ratio = inspect_ratio(path)
-    print(f"read and SHA-256 4 MiB   {hashing * 1000:7.2f} ms")
-    print(f"read and inspect 4 MiB   {inspecting * 1000:7.2f} ms")
+    print(f"read and SHA-256 4 MiB   {hashing * 1000:7.2f} ms CPU")
+    print(f"read and inspect 4 MiB   {inspecting * 1000:7.2f} ms CPU")
     print(f"ratio                    {ratio:7.2f}     (goal: at most {GOAL_RATIO})")
     cpu = help_cpu_s()
     print(f"flota --help             {cpu:7.3f} s CPU (goal: under {GOAL_HELP_CPU_S})")

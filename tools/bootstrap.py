@@ -43,7 +43,10 @@ def main(arguments: list[str]) -> int:
     if pip is None:
         return _complain("found no way to get pip: install your distribution's python3-pip and python3-venv, or uv")
     _say(f"installing {requirements.relative_to(ROOT)} into .venv")
-    for options in (["--require-hashes", "-r", str(requirements)], ["--no-deps", "--no-build-isolation", "-e", str(ROOT)]):
+    for options in (
+        ["--require-hashes", "-r", str(requirements)],
+        ["--no-deps", "--no-build-isolation", "-e", str(ROOT)],
+    ):
         status = subprocess.run([*pip, *options], check=False).returncode
         if status:
             return _complain("the installation failed (see above)", status=status)
@@ -64,9 +67,22 @@ def _environment_with_pip() -> list[str] | None:
     if not _works([sys.executable, "-m", "venv", "--clear", "--without-pip", str(VENV)]):
         uv = shutil.which("uv")
         if not (uv and _works([uv, "venv", "--clear", "--python", sys.executable, str(VENV)])):
-            return own_pip if _from_distribution() and _works([sys.executable, "-m", "venv", "--clear", str(VENV)]) else None
+            return (
+                own_pip
+                if _from_distribution() and _works([sys.executable, "-m", "venv", "--clear", str(VENV)])
+                else None
+            )
     if _works([sys.executable, "-m", "pip", "--python", str(VENV_PYTHON), "--version"]):
-        return [sys.executable, "-m", "pip", "--python", str(VENV_PYTHON), "install", "-q", "--disable-pip-version-check"]
+        return [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(VENV_PYTHON),
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+        ]
     if uv := shutil.which("uv"):
         return [uv, "pip", "install", "-q", "--python", str(VENV_PYTHON)]
     if _from_distribution() and _works([sys.executable, "-m", "venv", "--clear", str(VENV)]):

@@ -17,8 +17,8 @@ _SHA256_HEX = re.compile(r"[0-9a-f]{64}\Z")
 class FileDigests:
     """Size (bytes) and lower-case hex digests of the same bytes.
 
-    hawkBit clients check SHA-1 or SHA-256 or MD5 depending on the client (docs/reference/hawkbit-ddi.md), HTTPUpdate checks MD5
-    (docs/reference/http-update.md): so all three are kept for each artifact.
+    hawkBit clients check SHA-1, SHA-256 or MD5 depending on the client (docs/reference/hawkbit-ddi.md), HTTPUpdate
+    checks MD5 (docs/reference/http-update.md): so all three are kept for each artifact.
     """
 
     size: int
@@ -69,5 +69,5 @@ def parse_sha256_hex(text: str) -> str:
     """Return `text` as lower-case hex of 64 characters; raises `InvalidInput` otherwise."""
     lowered = text.lower()
     if not _SHA256_HEX.match(lowered):
-        raise InvalidInput("not a SHA-256", expected="64 hex digits", found=repr(text[:SHA256_HEX_LEN + 8]))
+        raise InvalidInput("not a SHA-256", expected="64 hex digits", found=repr(text[: SHA256_HEX_LEN + 8]))
     return lowered

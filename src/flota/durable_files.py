@@ -66,7 +66,7 @@ class DurableFileWriter:
             os.fchmod(self._file.fileno(), self._mode)
             self._file.close()
             made = _make_directories(path.parent)
-            os.replace(self.temporary_path, path)
+            self.temporary_path.replace(path)
             self._committed = True
             for directory in {path.parent, self._directory, *made}:
                 fsync_directory(directory)

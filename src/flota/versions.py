@@ -23,7 +23,7 @@ VersionKey = tuple[tuple[int, int, str], ...]
 def parse_version(text: str) -> str:
     """Return `text` as a version label, surrounding white space removed.
 
-    Raises `InvalidInput` if it is empty, longer than 128 bytes in UTF-8, or has control characters or inner line breaks.
+    Raises `InvalidInput` if it is empty, longer than 128 bytes in UTF-8, or has control characters.
     """
     label = text.strip()
     if not label:

@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.images.esp_samples import bootloader_of, merged_image, sample_app, sample_image
 
 from flota.boards.catalogue import BOARDS, board
 from flota.boards.fit import fit_check, slots_of
@@ -13,6 +12,7 @@ from flota.images.esp_chips import CHIP_NAMES
 from flota.images.esp_layout import AppIdentity, PackOptions, retag_app
 from flota.images.esp_partitions import Partition, PartitionTable, pack_table, parse_csv
 from flota.images.inspection import inspect
+from tests.images.esp_samples import bootloader_of, merged_image, sample_app, sample_image
 
 C3 = TypeProfile(board("esp32-c3"))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+
 from tests.cli.conftest import Flota, Server
 
 pytestmark = pytest.mark.scenario

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.images.esp_samples import merged_image, sample_app
 
 from flota.boards.catalogue import MICRO_RDK_8MB_CSV, TWO_OTA_4MB_CSV
 from flota.cli.app import main
@@ -16,6 +15,7 @@ from flota.images.esp_partitions import parse_csv, parse_table
 from flota.images.esp_verify import verify_app
 from flota.images.inspection import inspect
 from flota.images.model import Region
+from tests.images.esp_samples import merged_image, sample_app
 
 ELF = Path(__file__).resolve().parents[2] / "examples" / "firmware" / "built" / "sample-2.0.0.elf"
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import DdiDevice, Flota, Server
 
 from flota.cli.connection import comma_list
+from tests.cli.conftest import DdiDevice, Flota, Server
 
 pytestmark = pytest.mark.scenario
 

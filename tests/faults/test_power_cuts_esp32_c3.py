@@ -1,7 +1,7 @@
 """The plug is pulled before, inside and after every flash operation of one update of an ESP32-C3.
 
-After each cut the device boots the old image or the new one, whole, never anything else; with its DDI agent it then ends
-with the new image confirmed and success reported, or with the old one and a reason.
+After each cut the device boots the old image or the new one, whole, never anything else; with its DDI agent it then
+ends with the new image confirmed and success reported, or with the old one and a reason.
 """
 
 from __future__ import annotations

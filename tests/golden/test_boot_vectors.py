@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from tests.golden.vendor_data import vendor_bytes, vendor_json, vendor_names
-from tests.images.esp_samples import sample_app
 
-from flota.boards.catalogue import board
+from flota.boards.catalogue import MICRO_RDK_8MB_CSV, board
 from flota.boards.fit import fit_check
 from flota.boards.model import TypeProfile
 from flota.images.esp_app import image_checksum, pack_app, parse_app, walk_image
 from flota.images.esp_chips import chip_named
+from flota.images.esp_partitions import pack_table, parse_csv
 from flota.images.esp_verify import verify_app
 from flota.images.inspection import inspect
 from flota.images.model import ImageError, ImageFormat
+from tests.golden.vendor_data import vendor_bytes, vendor_json, vendor_names
+from tests.images.esp_samples import sample_app
 
 pytestmark = pytest.mark.golden
 
@@ -179,17 +180,16 @@ def test_a_real_image_cut_anywhere_is_one_typed_error(name: str) -> None:
         assert inspect(data[:length]).errors
 
 
-def merged_with(bootloader: str, offset: int, table: str, app: bytes, app_offset: int) -> bytes:
+def merged_with(bootloader: str, offset: int, table: bytes, app: bytes, app_offset: int) -> bytes:
     flash = bytearray(b"\xff" * app_offset)
-    for place, name in ((offset, bootloader), (0x8000, table)):
-        content = vendor_bytes(name)
+    for place, content in ((offset, vendor_bytes(bootloader)), (0x8000, table)):
         flash[place : place + len(content)] = content
     return bytes(flash) + app
 
 
 def test_the_merged_image_of_the_reference_tool_is_recognised_padded_or_not() -> None:
     app = vendor_bytes("esp32/images/derived_app_template_esp32.bin")
-    table = "esp32/partitions/seed_example.expected.bin"
+    table = pack_table(parse_csv(MICRO_RDK_8MB_CSV))
     merged = merged_with("esp32/bootloaders/espflash_esp32-bootloader.bin", 0x1000, table, app, 0x20000)
     assert hashlib.sha256(merged).hexdigest() == "5c62215bf30124db26869b8b221238e7ff1d7941cf6ed42ce67c97f657b06101"
     for data in (merged, merged.ljust(8 << 20, b"\xff")):
@@ -200,7 +200,7 @@ def test_the_merged_image_of_the_reference_tool_is_recognised_padded_or_not() ->
 @pytest.mark.parametrize("chip", ["esp32-c3", "esp32-c6", "esp32-s3"])
 def test_a_real_boot_loader_at_offset_0_makes_a_merged_image_and_no_app(chip: str) -> None:
     name = f"esp32/bootloaders/espflash_{chip.replace('-', '')}-bootloader.bin"
-    table = "esp32/partitions/idf_partitions_two_ota_large.expected.bin"
+    table = vendor_bytes("esp32/partitions/idf_partitions_two_ota_large.expected.bin")
     merged = merged_with(name, 0, table, sample_app(chip), 0x20000)
     found = inspect(merged)
     assert (found.format, found.chip, found.version) == (ImageFormat.ESP_MERGED, chip, "1.2.3")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.golden.vendor_data import vendor_bytes, vendor_file, vendor_json, vendor_names
 
 from flota.images.esp_otadata import OtaEntry, looks_like_otadata, pack_otadata, parse_otadata
 from flota.images.esp_partitions import (
@@ -16,6 +15,7 @@ from flota.images.esp_partitions import (
 )
 from flota.images.inspection import inspect
 from flota.images.model import ImageFormat
+from tests.golden.vendor_data import vendor_bytes, vendor_file, vendor_json, vendor_names
 
 pytestmark = pytest.mark.golden
 

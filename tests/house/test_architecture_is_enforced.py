@@ -20,17 +20,14 @@ def tree(tmp_path: Path) -> Path:
 
 
 def lint(tree: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [BIN / "ruff", "check", "--no-cache", "--select", "TID251", "src"],
-        cwd=tree, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [BIN / "ruff", "check", "--no-cache", "--select", "TID251", "src"]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
 
 
 def check_imports(tree: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [BIN / "lint-imports", "--no-cache"],
-        cwd=tree, env={"PYTHONPATH": str(tree / "src"), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [BIN / "lint-imports", "--no-cache"]
+    environment = {"PYTHONPATH": str(tree / "src"), "PATH": "/usr/bin:/bin"}
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
 
 
 def append(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 FLOTA_COMMAND = re.compile(r"^\s*\$?\s*(?:uvx )?flota ([a-z]+)(?: ([a-z][a-z-]+))?", re.MULTILINE)
+CODE_BLOCK = re.compile(r"```(?:sh|console|text)?\n(.*?)```", re.DOTALL)
 SOURCE_REFERENCE = re.compile(r"docs/(?:reference|how-to|adr)/[A-Za-z0-9_-]+\.md")
 
 
@@ -24,8 +25,8 @@ def test_every_local_link_of_a_page_leads_somewhere(page: Path) -> None:
 def test_every_command_shown_in_the_documentation_exists() -> None:
     from flota.cli.app import COMMANDS
 
-    shown = {match for page in PAGES for block in re.findall(r"```(?:sh|console|text)?\n(.*?)```", page.read_text(), re.DOTALL)
-             for match in FLOTA_COMMAND.findall(block)}  # fmt: skip
+    blocks = [block for page in PAGES for block in CODE_BLOCK.findall(page.read_text())]
+    shown = {match for block in blocks for match in FLOTA_COMMAND.findall(block)}
     assert shown
     for noun, _ in shown:
         assert noun in COMMANDS, f"flota {noun}"
@@ -36,8 +37,9 @@ def test_every_command_shown_in_the_documentation_exists() -> None:
 
 
 def _help_of(noun: str) -> str:
-    result = subprocess.run([sys.executable, "-m", "flota", noun, "--help"], capture_output=True, text=True, check=True,
-                            env={"COLUMNS": "200", "PATH": "/usr/bin:/bin", "NO_COLOR": "1", "TERM": "dumb"})  # fmt: skip
+    environment = {"COLUMNS": "200", "PATH": "/usr/bin:/bin", "NO_COLOR": "1", "TERM": "dumb"}
+    command = [sys.executable, "-m", "flota", noun, "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return result.stdout
 
 

@@ -5,7 +5,6 @@ import struct
 from dataclasses import replace
 
 import pytest
-from tests.images.esp_samples import sample_app, sample_image
 
 from flota.errors import NotFound
 from flota.images.esp_app import (
@@ -34,6 +33,7 @@ from flota.images.esp_desc import (
 from flota.images.esp_verify import UnfitForChip, verify_app
 from flota.images.inspection import inspect
 from flota.images.model import ImageError, TruncatedImage
+from tests.images.esp_samples import sample_app, sample_image
 
 MINIMAL = EspAppImage(EspImageHeader(chip_id=5, entry=0x4200_0020), (EspSegment(0x4038_0000, b"\1\2\3\4"),))
 

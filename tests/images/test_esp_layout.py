@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tests.images.esp_samples import IDENTITY, sample_app, sample_image
 
 from flota.images.esp_app import pack_app, parse_app, walk_image
 from flota.images.esp_chips import CHIP_NAMES, KIB, MIB, chip_named
@@ -18,6 +17,7 @@ from flota.images.esp_layout import AppIdentity, MemoryPiece, PackOptions, build
 from flota.images.esp_verify import verify_app
 from flota.images.inspection import inspect
 from flota.images.model import ImageError
+from tests.images.esp_samples import IDENTITY, sample_app, sample_image
 
 C3 = chip_named("esp32-c3")
 DATA, CODE, RAM = 0x3C00_0020, 0x4200_0020, 0x4038_0000

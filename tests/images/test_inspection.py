@@ -9,18 +9,19 @@ import zipfile
 from dataclasses import replace
 
 import pytest
-from tests.images.esp_samples import bootloader_of, merged_image, sample_app, sample_image
 
 from flota.boards.catalogue import TWO_OTA_4MB_CSV
 from flota.images.esp_app import pack_app
-from flota.images.esp_chips import CHIP_NAMES
+from flota.images.esp_chips import CHIP_NAMES, chip_named
 from flota.images.esp_otadata import OtaEntry, pack_otadata
 from flota.images.esp_partitions import pack_table, parse_csv
 from flota.images.inspection import inspect, inspection_as_dict
 from flota.images.markers import find_markers, pack_marker
 from flota.images.model import ImageFormat
 from flota.images.text import cleaned_text
+from tests.images.esp_samples import bootloader_of, merged_image, sample_app, sample_image
 
+C3 = chip_named("esp32-c3")
 HEX_LINE = b":10010000214601360121470136007EFE09D2190140\r\n:00000001FF\r\n"
 
 
@@ -158,6 +159,24 @@ def test_markers_are_found_anywhere_and_later_ones_win() -> None:
     assert find_markers(data) == {"behaviour": "crash", "a": "2.0-x_y"}
     assert find_markers(memoryview(data)) == find_markers(data)
     assert inspect(data).markers == find_markers(data)
+
+
+def test_markers_of_an_app_are_those_in_its_data() -> None:
+    image = sample_image()
+    for index, segment in enumerate(image.segments):
+        data = segment.data[:300] + pack_marker({"in": str(index)})
+        data += bytes(-len(data) % 4)
+        segments = (*image.segments[:index], replace(segment, data=data), *image.segments[index + 1 :])
+        found = inspect(pack_app(replace(image, segments=segments)))
+        readable = segment.address >= 0x1000_0000 and segment.address not in C3.code_map
+        assert found.markers == ({"in": str(index)} if readable else {})
+
+
+def test_a_marker_is_looked_for_within_the_bounds_given() -> None:
+    data = b"x" * 10 + pack_marker({"a": "1"}) + b"y" * 10
+    assert find_markers(data, 10, len(data) - 10) == {"a": "1"}
+    assert find_markers(memoryview(data), 10, len(data) - 10) == {"a": "1"}
+    assert find_markers(data, 11) == find_markers(data, 10, len(data) - 11) == {}
 
 
 @pytest.mark.parametrize(

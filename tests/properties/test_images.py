@@ -6,7 +6,6 @@ import json
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.images.esp_samples import merged_image, sample_app
 
 from flota.boards.catalogue import BOARDS
 from flota.boards.fit import fit_check
@@ -38,6 +37,7 @@ from flota.images.inspection import inspect, inspection_as_dict
 from flota.images.markers import find_markers, pack_marker
 from flota.images.model import ImageError
 from flota.images.text import cleaned_text
+from tests.images.esp_samples import merged_image, sample_app
 
 U8, U16, U32 = st.integers(0, 0xFF), st.integers(0, 0xFFFF), st.integers(0, 0xFFFF_FFFF)
 TEXT = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=15)

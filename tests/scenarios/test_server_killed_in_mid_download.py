@@ -1,4 +1,4 @@
-"""The promise: kill -9 the server in the middle of ten downloads; after a restart everything converges, nothing is lost."""
+"""Kill -9 the server in the middle of ten downloads: after a restart everything converges and nothing is lost."""
 
 import time
 from pathlib import Path
@@ -46,9 +46,7 @@ def test_a_server_killed_in_the_middle_of_ten_downloads_loses_nothing(
             server.start()
             with server.client() as after:
                 assert after.last_audit_sequence() >= before
-                wait_until(
-                    lambda: after.rollout(rollout).is_final, within_s=120, what="the rollout ended"
-                )
+                wait_until(lambda: after.rollout(rollout).is_final, within_s=120, what="the rollout ended")
                 _check_outcome(after, fleet, rollout)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 from starlette.routing import Mount
-from tests.server.serving import a_context, a_scope, app_of
 
 from flota.fleet.scope import Role, Scope
 from flota.images.esp_app import EspAppImage, EspImageHeader, EspSegment, pack_app
@@ -20,6 +19,7 @@ from flota.server.api.management import build_management_api
 from flota.server.auth import digest_of_secret, new_secret
 from flota.server.context import ServerContext
 from flota.trust.keys import PrivateKey
+from tests.server.serving import a_context, a_scope, app_of
 
 ESP32_C3 = 5
 """Chip id in the image header."""

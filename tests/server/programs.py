@@ -12,7 +12,7 @@ import pytest
 
 
 def find_program(name: str) -> str:
-    """Return the program's path. Skips the test, naming the program, where it is absent; FLOTA_TEST_ALL forbids that."""
+    """Return the program's path; skips the test, naming the program, where it is absent (FLOTA_TEST_ALL: fails)."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if path is None:
         if os.environ.get("FLOTA_TEST_ALL"):

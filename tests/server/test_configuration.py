@@ -47,6 +47,7 @@ def test_every_setting_can_be_given_in_the_file() -> None:
     database = "postgresql+asyncpg://flota@/flota"
     max_artifact_mib = 32
     stop_grace_s = 2.5
+    device_requests_per_s = 8
     """
     file = read_configuration(text, "flota.toml")
     assert set(file) == {setting.key for setting in SETTINGS}
@@ -56,6 +57,7 @@ def test_every_setting_can_be_given_in_the_file() -> None:
     assert made.names == ("updates.example.net", "192.0.2.7")
     assert made.tls_cert == Path("/etc/flota/cert.pem")
     assert (made.max_artifact_bytes, made.stop_grace_s) == (32 << 20, 2.5)
+    assert made.device_requests_per_s == 8
     assert made.effective_database_url == "postgresql+asyncpg://flota@/flota"
 
 
@@ -143,8 +145,7 @@ def test_a_data_directory_has_one_server_at_a_time(tmp_path: Path) -> None:
     import os
 
     lock = tmp_path / "lock"
-    with hold_lock(lock):
-        with pytest.raises(Conflict, match=f"process {os.getpid()}"), hold_lock(lock):
-            pass
+    with hold_lock(lock), pytest.raises(Conflict, match=f"process {os.getpid()}"), hold_lock(lock):
+        pass
     with hold_lock(lock):
         pass

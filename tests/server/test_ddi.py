@@ -12,7 +12,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.server.update_fleet import KEY, START, TOKEN, UpdateFleet, an_update_fleet, image
 
 from flota.fleet.devices import DeviceState
 from flota.fleet.executions import Basis, Execution, ExecutionState
@@ -21,6 +20,7 @@ from flota.protocols.ddi import FeedbackExecution, FeedbackFinished, parse_deplo
 from flota.server.api.ddi.reports import CANCEL_FEEDBACK, DEPLOYMENT_FEEDBACK
 from flota.trust.manifest import parse_manifest
 from flota.trust.signatures import parse_signatures, verify_manifest
+from tests.server.update_fleet import KEY, START, TOKEN, UpdateFleet, an_update_fleet, image
 
 BASE = "/DEFAULT/controller/v1/pump-1"
 AUTH = {"authorization": f"TargetToken {TOKEN}"}

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.server.update_fleet import TOKEN, UpdateFleet, an_update_fleet, image
 
 from flota.fleet.executions import ExecutionState
 from flota.protocols.ddi import parse_deployment, parse_poll_answer
+from tests.server.update_fleet import TOKEN, UpdateFleet, an_update_fleet, image
 
 
 @pytest.fixture

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime
 
-from tests.conftest_postgres import database, database_url, postgres_server
-from tests.store.fleets import START, Fleet, a_fleet, at
-
 from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState
 from flota.fleet.rollouts import Rollout, RolloutPolicy, RolloutState
 from flota.fleet.storage import DeviceSighting
 from flota.server.engine import Engine
 from flota.store.database import Database
+from tests.conftest_postgres import database, database_url, postgres_server
+from tests.store.fleets import START, Fleet, a_fleet, at
 
 __all__ = ["database", "database_url", "postgres_server"]  # fixtures
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.server.update_fleet import START, TOKEN, UpdateFleet, an_update_fleet, image
 
 from flota.fleet.devices import DeviceState, UnknownDevices
 from flota.fleet.executions import Basis, ExecutionState
 from flota.fleet.releases import ReleaseState
 from flota.fleet.rollouts import RolloutPolicy, RolloutState
 from flota.protocols.http_update import ChipFamily, UpdateMode, UpdateRequest, request_headers
+from tests.server.update_fleet import START, TOKEN, UpdateFleet, an_update_fleet, image
 
 MAC = "AA:BB:CC:DD:EE:01"
 OLD_HASH = "0" * 63 + "1"

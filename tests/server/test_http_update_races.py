@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.conftest_postgres import database, database_url, postgres_server
-from tests.server.test_http_update import MAC, NEW_HASH, ask, headers
-from tests.server.update_fleet import TOKEN, UpdateFleet, a_fleet_over
 
 from flota.fleet.devices import UnknownDevices
 from flota.fleet.executions import ExecutionState
 from flota.fleet.rollouts import RolloutPolicy, RolloutState
 from flota.server.settings import DataDirectory, ServerSettings
 from flota.store.database import Database
+from tests.conftest_postgres import database, database_url, postgres_server
+from tests.server.test_http_update import MAC, NEW_HASH, ask, headers
+from tests.server.update_fleet import TOKEN, UpdateFleet, a_fleet_over
 
 __all__ = ["database", "database_url", "postgres_server"]
 

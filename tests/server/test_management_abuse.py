@@ -11,10 +11,10 @@ from urllib.parse import quote
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.server.management_api import Api, an_api
 
 from flota.server.api.management import build_management_api
 from flota.server.api.management.guard import GuardedRoute
+from tests.server.management_api import Api, an_api
 
 
 class Running:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from fastapi import APIRouter, FastAPI
-from tests.server.management_api import Api, an_api, assert_problem
 
 from flota.fleet.scope import Role, Scope
 from flota.server.api.management import OPENAPI_PATH, PUBLIC_PATHS, build_management_api
 from flota.server.api.management.guard import GuardedRoute, UndeclaredPermissionError, needs, refuse_unguarded
 from flota.server.auth import PERMISSIONS, Permission, digest_of_secret, new_secret
+from flota.server.first_start import ensure_admin_token
+from tests.server.management_api import Api, an_api, assert_problem
 
 
 @pytest.fixture
@@ -199,3 +200,18 @@ async def test_the_openapi_document_names_every_operation_and_its_permission(api
     assert described == {(method, path): str(permission) for method, path, permission in _guarded_routes(api)}
     references = {word for word in str(document).split("'") if word.startswith("#/components/schemas/")}
     assert {one.rsplit("/", 1)[1] for one in references} <= set(document["components"]["schemas"])
+
+
+async def test_a_revoked_first_token_does_not_come_back_with_the_next_start(api: Api, tmp_path: Path) -> None:
+    (tenant,) = await api.context.storage.list_tenants()
+    path = tmp_path / "admin.token"
+    now = api.context.now()
+    path.write_text(api.secrets[Role.ADMIN])
+    assert await ensure_admin_token(api.context.storage, tenant, path, now=now)
+    (admin,) = [one for one in (await api.get("/tokens"))["items"] if one["role"] == "admin"]
+    second = await api.post("/tokens", {"name": "second", "role": "admin"})
+    assert (await api.ask("DELETE", f"/tokens/{admin['id']}")).status_code == 204
+    assert not await ensure_admin_token(api.context.storage, tenant, path, now=now)
+    assert_problem(await api.ask("GET", "/whoami"), 401, "unauthenticated")
+    headers = {"authorization": f"Bearer {second['secret']}"}
+    assert (await api.http.get("/api/v1/whoami", headers=headers)).status_code == 200

@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.server.management_api import Api, an_api, assert_problem
-from tests.server.test_management_releases import SMALL_SLOTS
 
 from flota.boards.catalogue import BOARDS
 from flota.errors import NotFound
@@ -15,6 +13,8 @@ from flota.fleet.devices import DeviceState
 from flota.fleet.storage import NewDevice
 from flota.server.auth import digest_of_secret
 from flota.server.device_registry import device_type_or_builtin
+from tests.server.management_api import Api, an_api, assert_problem
+from tests.server.test_management_releases import SMALL_SLOTS
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.server.management_api import an_api
 
 from flota.fleet.scope import Role
 from flota.server.api.management import build_management_api
 from flota.server.api.management.guard import GuardedRoute
 from flota.server.auth import PERMISSIONS
+from tests.server.management_api import an_api
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 

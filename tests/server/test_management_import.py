@@ -6,10 +6,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.server.management_api import Api, an_api, assert_problem
 
 from flota.errors import InvalidInput
+from flota.fleet.devices import DeviceState
+from flota.fleet.storage import NewDevice
+from flota.server.auth import digest_of_secret
 from flota.server.device_import import BadDeviceList, parse_device_list
+from tests.server.management_api import Api, an_api, assert_problem
 
 GOOD = """\
 name,type,mac,token,labels
@@ -96,8 +99,27 @@ async def test_an_import_registers_every_device(api: Api) -> None:
 
 async def test_an_import_with_one_wrong_line_registers_nobody(api: Api) -> None:
     await api.add_devices("taken")
-    lines = ["name,type", "new-1,generic-linux", "taken,generic-linux", "new-2,toaster"]
-    answer = await api.ask("POST", "/devices/import", content="\n".join(lines).encode())
-    problem = assert_problem(answer, 400, "bad-device-list")
-    assert [line.split(":")[0] for line in problem["errors"]] == ["line 3", "line 4"]
-    assert [one["name"] for one in (await api.get("/devices"))["items"]] == ["taken"]
+    await api.post("/devices", {"name": "with-mac", "type": "generic-linux", "mac": "02:00:00:00:00:01"})
+    for rows, faults in (
+        (["new-1,generic-linux,", "taken,generic-linux,", "new-2,generic-linux,020000000001"], ["line 3", "line 4"]),
+        (["new-1,toaster,", "new-2,generic-linux,", "new-3,kettle,"], ["line 2", "line 4"]),
+    ):
+        content = "\n".join(["name,type,mac", *rows]).encode()
+        problem = assert_problem(await api.ask("POST", "/devices/import", content=content), 400, "bad-device-list")
+        assert [line.split(":")[0] for line in problem["errors"]] == faults
+        assert [one["name"] for one in (await api.get("/devices"))["items"]] == ["taken", "with-mac"]
+
+
+async def test_an_import_accepts_the_devices_in_it_that_wait(api: Api) -> None:
+    await api.add_devices("first")
+    scope = await api.scope()
+    async with api.context.storage.transaction() as transaction:
+        waiting = NewDevice("waiting", "generic-linux", DeviceState.PENDING)
+        await transaction.add_device(scope, waiting, now=api.context.now())
+    content = b"name,type\nwaiting,generic-linux\nnew,generic-linux\n"
+    made = (await api.ask("POST", "/devices/import", content=content)).json()["items"]
+    assert [one["name"] for one in made] == ["waiting", "new"]
+    for one in made:
+        assert (await api.get(f"/devices/{one['name']}"))["state"] == "accepted"
+        async with api.context.storage.reading() as transaction:
+            assert await transaction.device_token_sha256(scope, one["name"]) == digest_of_secret(one["token"])

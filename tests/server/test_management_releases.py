@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.server.management_api import Api, an_api, an_esp_app, assert_problem
 
 from flota.digests import digests_of
 from flota.fleet.scope import Role
 from flota.trust.keys import PrivateKey
 from flota.trust.manifest import parse_manifest
+from tests.server.management_api import Api, an_api, an_esp_app, assert_problem
 
 CLASSIC_ESP32 = 0
 

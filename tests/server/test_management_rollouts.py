@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.server.management_api import Api, an_api, assert_problem
 
 from flota.fleet.executions import ExecutionChange, ExecutionState
 from flota.fleet.scope import Scope
+from tests.server.management_api import Api, an_api, assert_problem
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ async def test_what_was_recorded_is_durable_a_moment_later(
 ) -> None:
     async with writing(context):
         context.sightings.record(scope, a_sighting(context, device.id, "2.0.0"))
-        while (await stored(context, scope)).running_version != "2.0.0":
+        while (await stored(context, scope)).running_version != "2.0.0":  # noqa: ASYNC110 - another thread is at work
             await asyncio.sleep(0.01)
 
 
@@ -107,7 +107,7 @@ async def test_what_a_failing_database_did_not_take_is_tried_again(
     monkeypatch.setattr(context.storage, "transaction", failing_at_first)
     async with writing(context):
         context.sightings.record(scope, a_sighting(context, device.id, "5.0.0"))
-        while (await stored(context, scope)).running_version != "5.0.0":
+        while (await stored(context, scope)).running_version != "5.0.0":  # noqa: ASYNC110 - another thread is at work
             await asyncio.sleep(0.01)
 
 

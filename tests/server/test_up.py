@@ -22,7 +22,7 @@ from tests.server.programs import curl, find_program
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(120)]
 
-IMAGE = random.Random(3).randbytes(3 << 20)  # noqa: S311 - a stand-in for an image
+IMAGE = random.Random(3).randbytes(3 << 20)
 SHA256 = hashlib.sha256(IMAGE).hexdigest()
 
 

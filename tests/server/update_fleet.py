@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
-from tests.server.serving import app_of
 
 from flota.fleet.devices import Device, DeviceState, TrustedSigner, UnknownDevices
 from flota.fleet.executions import Execution, ExecutionState
@@ -29,6 +28,7 @@ from flota.store.database import Database
 from flota.trust.keys import PrivateKey
 from flota.trust.manifest import Manifest, ManifestComponent, pack_manifest
 from flota.trust.signatures import signatures_as_json
+from tests.server.serving import app_of
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 TOKEN = "a-device-token"

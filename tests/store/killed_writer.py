@@ -9,11 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.store.fleets import a_fleet, at
-
 from flota.fleet.executions import ExecutionChange, ExecutionState
 from flota.store.artifacts import ArtifactStore
 from flota.store.database import Database
+from tests.store.fleets import a_fleet, at
 
 
 def promise(kind: str, value: object) -> None:

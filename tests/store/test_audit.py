@@ -6,13 +6,13 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
-from tests.store.fleets import START, a_fleet, a_tenant, at
 
 from flota.errors import Conflict
 from flota.fleet.audit import check_chain
 from flota.fleet.executions import ExecutionChange, ExecutionState
 from flota.fleet.scope import Scope
 from flota.store.database import Database
+from tests.store.fleets import START, a_fleet, a_tenant, at
 
 
 async def trail(database: Database, scope: Scope) -> list[str]:

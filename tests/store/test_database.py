@@ -14,12 +14,12 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
-from tests.store.fleets import START, a_tenant
 
 from flota.errors import Conflict, InvalidInput, NotFound, StorageFull
 from flota.store.database import Database
 from flota.store.schema import MIGRATIONS, SCHEMA_HEAD
 from flota.store.tables import metadata
+from tests.store.fleets import START, a_tenant
 
 
 async def test_migrations_make_exactly_the_declared_tables(empty_database_url: str) -> None:

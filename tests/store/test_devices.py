@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.store.fleets import START, a_device, a_tenant, a_type, at
 
 from flota.errors import Conflict, InvalidInput, NotFound
 from flota.fleet.devices import Device, DeviceState
@@ -9,6 +8,7 @@ from flota.fleet.selectors import parse_selector
 from flota.fleet.storage import DeviceFilter, DeviceSighting, NewDevice
 from flota.store.database import Database
 from flota.store.queries.base import VALUES_PER_QUERY
+from tests.store.fleets import START, a_device, a_tenant, a_type, at
 
 TOKEN = "ab" * 32
 

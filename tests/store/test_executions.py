@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.store.fleets import START, Fleet, a_fleet, a_release, at
 
 from flota.errors import Conflict, InvalidInput, NotFound, VersionMismatch
 from flota.fleet.devices import DeviceState
@@ -14,6 +13,7 @@ from flota.fleet.scope import Scope
 from flota.fleet.storage import NewRollout, Transaction
 from flota.store.database import Database
 from flota.store.tables import EXECUTION_ID_MAX
+from tests.store.fleets import START, Fleet, a_fleet, a_release, at
 
 S = ExecutionState
 WRITERS = 32

@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.store.fleets import KEY, START, a_device, a_fleet, a_release, a_tenant, a_type, an_artifact, at
 
 from flota.boards.model import VersionFrom
 from flota.errors import Conflict, InvalidInput, NotFound, Refused
@@ -14,6 +13,7 @@ from flota.fleet.rollouts import RolloutPolicy, RolloutState, WaveState
 from flota.fleet.scope import Role, Scope
 from flota.fleet.storage import NewDeviceType, NewRelease, NewRollout
 from flota.store.database import Database
+from tests.store.fleets import KEY, START, a_device, a_fleet, a_release, a_tenant, a_type, an_artifact, at
 
 SECOND = TrustedSigner("c3d4", "PEM 2")
 

@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.trust.releases import key
 
 from flota.trust.keys import BadKey, KeyKind, PasswordNeeded, PrivateKey, PublicKey, WrongPassword, key_id_of
 from flota.trust.signatures import check_signature
+from tests.trust.releases import key
 
 KINDS = [kind.value for kind in KeyKind]
 

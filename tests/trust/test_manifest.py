@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.trust.releases import EXPIRES, ISSUED, SHA256, manifest, manifests
 
 from flota.errors import FlotaError, InvalidInput
 from flota.trust import canonical_json
@@ -32,6 +31,7 @@ from flota.trust.manifest import (
     pack_manifest,
     parse_manifest,
 )
+from tests.trust.releases import EXPIRES, ISSUED, SHA256, manifest, manifests
 
 PACKED = (
     b'{"board":"esp32-c3","components":[{"format":"esp-app","name":"app","sha256":"' + SHA256.encode() + b'",'

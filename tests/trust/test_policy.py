@@ -8,10 +8,10 @@ from itertools import pairwise, permutations, product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.trust.releases import EXPIRES, ISSUED, SHA256, manifest
 
 from flota.trust.manifest import Manifest, ManifestComponent, pack_manifest
 from flota.trust.policy import ComponentFacts, Refusal, RefusalCode, ReleaseRefused, refusals, refuse
+from tests.trust.releases import EXPIRES, ISSUED, SHA256, manifest
 
 APP = ComponentFacts("app", 1048576, SHA256, "esp-app")
 

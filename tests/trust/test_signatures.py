@@ -8,7 +8,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.trust.releases import key, manifest
 
 from flota.errors import InvalidInput
 from flota.trust.canonical_json import BadJson, DuplicateMember, JsonTooLarge, UnknownMember
@@ -34,6 +33,7 @@ from flota.trust.signatures import (
     signatures_as_json,
     verify_manifest,
 )
+from tests.trust.releases import key, manifest
 
 KINDS = [kind.value for kind in KeyKind]
 MANIFEST = pack_manifest(manifest())

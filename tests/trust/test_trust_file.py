@@ -5,7 +5,6 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.trust.releases import key, manifest
 
 from flota.errors import InvalidInput
 from flota.trust.canonical_json import DuplicateMember, MissingMember, UnknownMember
@@ -13,6 +12,7 @@ from flota.trust.keys import BadKey
 from flota.trust.manifest import pack_manifest
 from flota.trust.signatures import BelowThreshold
 from flota.trust.trust_file import BadTrustFile, TrustedSigners, pack_trust_file, parse_trust_file
+from tests.trust.releases import key, manifest
 
 SIGNERS = TrustedSigners.of([key(1).public_pem, key(2, "ed25519").public_pem], threshold=2)
 

@@ -27,7 +27,7 @@ from tests.virtual.small_server import Answer, Request, SmallServer, file_answer
 
 @dataclass
 class SmallDdi:
-    """`file` is offered as action `action_id` until the device closes it; `cuts` are body lengths after which links break."""
+    """`file` is offered as action `action_id` until the device closes it; `cuts`: body lengths at which links break."""
 
     file: bytes | None = None
     version: str = "2.0.0"

@@ -105,12 +105,9 @@ async def test_after_a_power_cut_the_download_goes_on_from_what_is_in_flash() ->
     def pull_the_plug_once(operation: object) -> None:
         nonlocal writes
         writes += 1
-        if writes == 40:
+        if writes == 24:
             device.cut_power()
 
-    import flota.virtual.agents.ddi as ddi_module
-
-    assert ddi_module.SAVE_EVERY_BYTES <= 64 * 1024
     hardware = bench.hardware()
     async with small_server(ddi.handle) as server, http_client() as client:
         ddi.server = server
@@ -122,6 +119,8 @@ async def test_after_a_power_cut_the_download_goes_on_from_what_is_in_flash() ->
         stop.set()
         await life
     assert bench.texts(EventKind.POWER_CUT)
+    assert bench.texts(EventKind.RESUMED) == ["goes on at 32768 of 60080"]
+    assert ddi.downloads[-1].headers["range"] == "bytes=32768-"
     assert how_it_ended(ddi)[0] is FeedbackFinished.SUCCESS
 
 

@@ -6,7 +6,6 @@ import importlib
 import sys
 from typing import Any, Final
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -32,13 +31,16 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 
 
 class LazyCommands(TyperGroup):
-    """Lists the commands without importing them; imports the one that is asked for."""
+    """Lists the commands without importing them; imports the one that is asked for.
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    Contexts and commands are `Any`: typer carries its own copy of click, whose types have no public name.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
         """Return the names in the order of the table."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command, imported now, or None if there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
@@ -47,7 +49,7 @@ class LazyCommands(TyperGroup):
         command.name = cmd_name
         return command
 
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write usage and the command table from `COMMANDS` alone."""
         formatter.write_usage("flota", "COMMAND [OPTIONS] …")
         formatter.write_paragraph()

@@ -37,7 +37,6 @@ def demo(
     every device runs, confirmed, what it should.
 
     Examples:
-
         flota demo
 
         flota demo --keep --data ./demo-data
@@ -59,14 +58,14 @@ def demo(
         if as_json:
             echo_json(_as_dict(result))
         else:
-            _print_end(result, server)
+            _print_end(result)
         if keep:
             _wait(server)
     if not result.good:
         raise typer.Exit(EXIT_FAILED)
 
 
-def _print_end(result: DemoResult, server: LocalServer) -> None:
+def _print_end(result: DemoResult) -> None:
     print_table(COLUMNS, [_row(device) for device in _as_dict(result)["devices"]])  # type: ignore[attr-defined]
     echo()
     waves = ", ".join(f"wave {wave.number} ({wave.size}): {wave.state}" for wave in result.stopped.waves)
@@ -110,7 +109,11 @@ def _as_dict(result: DemoResult) -> dict[str, object]:
         )
     return {
         "devices": devices,
-        "stopped_rollout": {"name": result.stopped.name, "state": result.stopped.state, "reason": result.stopped.reason},
+        "stopped_rollout": {
+            "name": result.stopped.name,
+            "state": result.stopped.state,
+            "reason": result.stopped.reason,
+        },
         "first_update_s": round(result.first_update_s, 2),
         "total_s": round(result.total_s, 2),
         "good": result.good,

@@ -79,7 +79,7 @@ def inspect(
 def pack_esp_app(
     sources: Annotated[
         list[str],
-        typer.Argument(help="One ELF file, or raw pieces of memory as ADDR:FILE.", metavar="ELF | ADDR:FILE…"),
+        typer.Argument(help="One ELF file, or raw pieces of memory as ADDR:FILE.", metavar="SOURCE"),
     ],
     output: Output,
     chip: Annotated[str, typer.Option(help="The chip, e.g. esp32-c3.")],
@@ -141,7 +141,7 @@ def pack_esp_app(
 @app.command()
 def partitions(
     table_file: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="A table as CSV or binary.", metavar="CSV|BIN")
+        Path, typer.Argument(exists=True, dir_okay=False, help="A table as CSV or binary.", metavar="TABLE")
     ],
     output: Annotated[Path | None, typer.Option("-o", "--output", dir_okay=False, metavar="OUT")] = None,
     check: Annotated[

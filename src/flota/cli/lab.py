@@ -179,7 +179,7 @@ def power_cut(state: State) -> None:
     echo(f"power cut (process {pid})")
 
 
-# --- running ------------------------------------------------------------------------------------------------------------
+# --- running ----------------------------------------------------------------------------------------------------------
 
 
 def _run(spec: DeviceSpec, *, as_json: bool) -> None:
@@ -219,7 +219,7 @@ async def _until_told_to_stop(running: RunningDevice) -> None:
     await running.device.run(stop)
 
 
-# --- reading arguments --------------------------------------------------------------------------------------------------
+# --- reading arguments ------------------------------------------------------------------------------------------------
 
 
 def _choice(kind: Any, text: str, option: str) -> Any:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
-EPILOG = """Settings also come from flota.toml in the data directory (or --config) and from FLOTA_* variables; flags win.
+EPILOG = """Settings also come from DATA/flota.toml (or --config) and from FLOTA_* variables; flags win.
 
 Examples: flota up --data ./flota-data · flota up --data /var/lib/flota --https 0.0.0.0:8443
 --public-url https://updates.example.net:8443 --name updates.example.net"""
@@ -32,7 +32,7 @@ def up(
     config: Path | None = typer.Option(None, "--config", help="Settings file instead of DATA/flota.toml."),
     http: str | None = typer.Option(None, "--http", metavar="H:P", help="HTTP/1.1 and h2c. [127.0.0.1:8080]"),
     no_http: bool = typer.Option(False, "--no-http", help="No plain listener."),
-    https: str | None = typer.Option(None, "--https", metavar="H:P", help="TLS, h2 too. [127.0.0.1:8443]"),
+    https: str | None = typer.Option(None, "--https", metavar="H:P", help="TLS: h2 too. [127.0.0.1:8443]"),
     no_https: bool = typer.Option(False, "--no-https", help="No TLS listener."),
     public_url: str | None = typer.Option(None, "--public-url", metavar="URL", help="What devices are given."),
     name: list[str] | None = typer.Option(None, "--name", metavar="HOST|IP", help="Certificate name; repeatable."),

@@ -26,6 +26,7 @@ from flota.images.model import Finding, ImageError, ImageFormat, Inspection, Pro
 
 Buffer = bytes | memoryview
 
+_DATA_KINDS: Final = frozenset({"flash-data", "flash", "ram"})
 GENERIC_PROJECT: Final = "arduino-lib-builder"
 """What every image built with the Arduino core is called: espressif/esp32-arduino-lib-builder."""
 _BOOTLOADER_WORD = b"bootloader"
@@ -65,6 +66,7 @@ def inspect_esp_image(data: Buffer) -> Inspection:
     else:
         findings += layout_findings(layout, desc, chip, is_app=image_format is ImageFormat.ESP_APP)
     findings += _remarks(data, layout, image_format, desc, blocks)
+    regions = tuple(_regions(data, layout, blocks))
     return Inspection(
         format=image_format,
         file_size=len(data),
@@ -77,9 +79,9 @@ def inspect_esp_image(data: Buffer) -> Inspection:
         min_chip_revision=layout.header.min_chip_revision,
         max_chip_revision=layout.header.effective_max_revision,
         properties=tuple(_properties(layout, desc, bootloader_desc, blocks)),
-        regions=tuple(_regions(data, layout, blocks)),
+        regions=regions,
         findings=tuple(findings),
-        markers=find_markers(data),
+        markers=_markers(data, regions),
     )
 
 
@@ -170,6 +172,15 @@ def _verified(data: Buffer, layout: EspImageLayout, findings: list[Finding]) -> 
             findings.append(finding_of(error))
             result = None
     return result.hex() if result else None
+
+
+def _markers(data: Buffer, regions: tuple[Region, ...]) -> dict[str, str]:
+    """Return the markers in what the program can read as data: not in code, padding or what follows the image."""
+    found: dict[str, str] = {}
+    for region in regions:
+        if region.kind in _DATA_KINDS:
+            found |= find_markers(data, region.start, region.end)
+    return found
 
 
 def _bootloader_desc(data: Buffer, layout: EspImageLayout) -> EspBootloaderDesc | None:

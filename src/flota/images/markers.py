@@ -19,21 +19,22 @@ MARKERS_MAX: Final = 16
 _BODY = re.compile(rb"([a-z-]+=[A-Za-z0-9._-]+(?:;[a-z-]+=[A-Za-z0-9._-]+)*);?\}")
 
 
-def find_markers(data: bytes | memoryview) -> dict[str, str]:
-    """Return the keys and values of every marker in `data`; later ones win. Empty if there is none."""
+def find_markers(data: bytes | memoryview, start: int = 0, end: int | None = None) -> dict[str, str]:
+    """Return the keys and values of every marker in `data[start:end]`; later ones win. Empty if there is none."""
     if isinstance(data, memoryview):
-        data = bytes(data)
+        data, start, end = bytes(data[start:end]), 0, None
+    end = len(data) if end is None else end
     found: dict[str, str] = {}
-    position = data.find(MARKER_START)
+    position = data.find(MARKER_START, start, end)
     for _ in range(MARKERS_MAX):
         if position < 0:
             break
-        start = position + len(MARKER_START)
-        body = _BODY.match(data[start : start + MARKER_MAX_BYTES])
+        after = position + len(MARKER_START)
+        body = _BODY.match(data[after : min(after + MARKER_MAX_BYTES, end)])
         if body:
             pairs = (pair.split("=", 1) for pair in body.group(1).decode("ascii").split(";"))
             found.update((key, value) for key, value in pairs)
-        position = data.find(MARKER_START, start)
+        position = data.find(MARKER_START, after, end)
     return found
 
 

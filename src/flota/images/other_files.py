@@ -21,8 +21,8 @@ PROBE_SIZE: Final = 4096
 _ELF_MACHINES: Final = {0x5E: "Xtensa", 0xF3: "RISC-V", 0x28: "Arm", 0xB7: "AArch64", 0x3E: "x86-64", 0x03: "x86"}
 _ELF_IDENT: Final = struct.Struct("<4sBBBBB7x")
 _UF2_BLOCK: Final = struct.Struct("<IIIIIIII")
-_UF2_MAGIC_END: Final = 0x0AB16F30
-_UF2_BLOCK_SIZE: Final = 512
+_UF2_HAS_FAMILY: Final = 0x2000
+"""Flag: the last header field is a family id (`UF2_FAMILY_ID` in espressif/esptool:esptool/targets/)."""
 _UF2_FAMILIES: Final = {
     0x1C5F21B0: "esp32",
     0xBFDD4EEE: "esp32-s2",
@@ -32,6 +32,12 @@ _UF2_FAMILIES: Final = {
     0x540DDF62: "esp32-c6",
     0x332726F6: "esp32-h2",
     0x3D308E94: "esp32-p4",
+    0xF71C0343: "esp32-c5",
+    0x77D850C4: "esp32-c61",
+    0xB6DD00AF: "esp32-h21",
+    0x9E0BAA8A: "esp32-h4",
+    0x3101F7C1: "esp32-s31",
+    0x7EAB61ED: "esp8266",
 }
 _DELTA_HEADER: Final = struct.Struct("<I32s28x")
 _ENCRYPTED_LENGTH_OFFSET: Final = 404
@@ -87,7 +93,7 @@ def _uf2(start: bytes) -> OtherFile:
         _, _, flags, target, size, _, count, family = _UF2_BLOCK.unpack_from(start)
         properties += [Property("first address", f"{target:#x}"), Property("blocks", str(count))]
         properties.append(Property("block payload", f"{size} bytes"))
-        if flags & 0x2000:
+        if flags & _UF2_HAS_FAMILY:
             properties.append(Property("family", _UF2_FAMILIES.get(family, f"{family:#010x}")))
     return OtherFile(
         ImageFormat.UF2,

@@ -41,7 +41,10 @@ POLL_INTERVAL_S: Final = 10.0
 """Device time; with `SPEED` that is one look a second."""
 
 DEVICES: Final = (
-    *(DemoDevice(f"sensor-http-{i}", "esp32-c3", SENSOR, "http-update", f"02:F1:07:00:01:{i:02X}") for i in range(1, 5)),
+    *(
+        DemoDevice(f"sensor-http-{i}", "esp32-c3", SENSOR, "http-update", f"02:F1:07:00:01:{i:02X}")
+        for i in range(1, 5)
+    ),
     *(DemoDevice(f"sensor-ddi-{i}", "esp32-c3", SENSOR, "ddi", f"02:F1:07:00:02:{i:02X}") for i in range(1, 5)),
     *(DemoDevice(f"edge-box-{i}", "generic-linux", EDGE_BOX, "ddi", f"02:F1:07:00:03:{i:02X}") for i in range(1, 3)),
 )
@@ -133,7 +136,9 @@ class Demo:
         return DemoResult(devices, stopped, first_update_s, time.monotonic() - started, good)
 
     def _declare_types(self, client: ManagementClient) -> PrivateKey:
-        self.screen.step(f"Server is up: {client.base_url}. Making a signing key; the server gets only its public half.")
+        self.screen.step(
+            f"Server is up: {client.base_url}. Making a signing key; the server gets only its public half."
+        )
         key = PrivateKey.generate("ed25519")
         (self.directory / "release.pem").touch(mode=0o600)
         (self.directory / "release.pem").write_bytes(key.to_pem())
@@ -148,7 +153,9 @@ class Demo:
             artifact = client.upload_bytes(self._image(type_name, version), f"{type_name}-{version}.bin")
             release = client.create_release(type_name, version, artifact.sha256)
             signature = key.sign(client.manifest(release.id))
-            client.add_signature(release.id, signature.key_id, signature.algorithm, base64.b64encode(signature.signature).decode())
+            client.add_signature(
+                release.id, signature.key_id, signature.algorithm, base64.b64encode(signature.signature).decode()
+            )
             client.publish(release.id)
 
     @contextmanager

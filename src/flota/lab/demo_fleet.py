@@ -96,7 +96,7 @@ class RunningFleet:
         )
 
     def snapshots(self) -> Sequence[DeviceSnapshot]:
-        """Return every device as it is now, in the order they were added; raises `PeerError` if the fleet broke down."""
+        """Return every device as it is now, in the order of `add`; raises `PeerError` if the fleet broke down."""
         if self._failure is not None:
             raise PeerError("the virtual fleet broke down", found=repr(self._failure)) from self._failure
         return [self._snapshot(each) for each in self._watched.values()]

@@ -47,8 +47,9 @@ class Dialect(enum.StrEnum):
 class DeviceSpec:
     """A virtual device to run.
 
-    `server` is the base URL (None: the device has no network). `firmware` is what it left the factory with, used only if
-    it is blank, `firmware_version` its version where the file does not tell. `poll_interval_s` is device time (scaled by `speed`), None = what dialect or server say.
+    `server` is the base URL (None: the device has no network). `firmware` is what it left the factory with, used only
+    if it is blank, `firmware_version` its version where the file does not tell. `poll_interval_s` is device time
+    (scaled by `speed`), None = what dialect or server say.
     `signers` are the keys that it trusts (DDI only), None = it installs unsigned releases too. `seed` makes its waits
     repeatable.
     """

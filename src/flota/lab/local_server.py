@@ -1,4 +1,4 @@
-"""A `flota up` of one's own on this machine: started, killed, started again. For the demo, and for trying things out."""
+"""A `flota up` of one's own on this machine: started, killed, started again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ServerAddress:
 class LocalServer:
     """Runs `flota up` as a process on free loopback ports. The data directory may be used before: that is a restart.
 
-    Ports stay the same over a restart, so that devices find the server again. `options` are further flags of `flota up`.
+    Ports stay the same over a restart, so that devices find the server again. `options` are more flags of `flota up`.
     """
 
     def __init__(self, data: Path, *, options: Sequence[str] = (), https: bool = True) -> None:

@@ -30,8 +30,8 @@ def flash_file(
     """Write a file to a device that is not running, and return where it went.
 
     An app image goes to the first app partition (otadata becomes blank), a merged image to 0, a partition table to its
-    place, anything else needs an `address`. `erase` empties the whole flash and the device's store first; `table` replaces
-    the partition table. Raises `InvalidInput` for what does not fit or is not known.
+    place, anything else needs an `address`. `erase` empties the whole flash and the device's store first; `table`
+    replaces the partition table. Raises `InvalidInput` for what does not fit or is not known.
     """
     nvs = directory.nvs()
     if erase:
@@ -78,7 +78,8 @@ def prepare_blank(
 def read_slot(directory: StateDirectory, slot: str) -> tuple[str, bytes]:
     """Return the name of a slot and exactly the image file in it. `running` is the slot that boots.
 
-    Works while the device runs, as a debugger would. Raises `InvalidInput` without such a slot, `ImageError` without image.
+    Works while the device runs, as a debugger would. Raises `InvalidInput` without such a slot, `ImageError` without
+    an image.
     """
     record = directory.require_record()
     machine = directory.machine(record, directory.nvs(), Pace())

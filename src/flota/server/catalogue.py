@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import hashlib
 import mmap
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -385,8 +384,3 @@ def _plain_reason(reason: Unfit) -> Mapping[str, object]:
         "hint": reason.hint,
     }
     return {name: value for name, value in facts.items() if value is not None}
-
-
-def manifest_digest(manifest: bytes) -> str:
-    """Return the hex SHA-256 of the manifest's bytes: what people compare before they sign."""
-    return hashlib.sha256(manifest).hexdigest()

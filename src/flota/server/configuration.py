@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from flota.errors import FlotaError, InvalidInput
 from flota.server.settings import (
+    DEFAULT_DEVICE_REQUESTS_PER_S,
     DEFAULT_HTTP,
     DEFAULT_HTTPS,
     DEFAULT_MAX_ARTIFACT_BYTES,
@@ -30,6 +31,7 @@ OFF: Final = "off"
 """The value of `http` or `https` that means: no such listener."""
 
 STOP_GRACE_MAX_S: Final = 3600.0
+DEVICE_REQUESTS_PER_S_MAX: Final = 10_000.0
 MAX_ARTIFACT_MIB: Final = 64 * 1024
 
 
@@ -94,6 +96,11 @@ SETTINGS: Final = (
         DEFAULT_MAX_ARTIFACT_BYTES,
     ),
     Setting("stop_grace_s", lambda value: _number(value, STOP_GRACE_MAX_S, "s"), DEFAULT_STOP_GRACE_S),
+    Setting(
+        "device_requests_per_s",
+        lambda value: _number(value, DEVICE_REQUESTS_PER_S_MAX, "per second"),
+        DEFAULT_DEVICE_REQUESTS_PER_S,
+    ),
 )
 
 
@@ -131,6 +138,7 @@ def settings_from(
         database_url=values["database"],
         max_artifact_bytes=values["max_artifact_mib"],
         stop_grace_s=values["stop_grace_s"],
+        device_requests_per_s=values["device_requests_per_s"],
     )
     check_settings(settings)
     return settings

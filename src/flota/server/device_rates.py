@@ -12,9 +12,6 @@ from flota.errors import TooManyRequests
 BURST: Final = 120
 """Requests at once: an hour of a device that asks every 30 s after it was cut off, or a user at the bench."""
 
-REFILL_PER_S: Final = 0.5
-"""Sustained requests a second; real sketches ask every few minutes."""
-
 PEERS_MAX: Final = 50_000
 """Buckets kept; the one used longest ago gives way, which can only be to its advantage."""
 
@@ -22,7 +19,7 @@ PEERS_MAX: Final = 50_000
 class DeviceRates:
     """One bucket for each key (a MAC, a device's name, an address)."""
 
-    def __init__(self, *, burst: int = BURST, refill_per_s: float = REFILL_PER_S, peers_max: int = PEERS_MAX) -> None:
+    def __init__(self, *, refill_per_s: float, burst: int = BURST, peers_max: int = PEERS_MAX) -> None:
         self._burst = burst
         self._refill_per_s = refill_per_s
         self._peers_max = peers_max

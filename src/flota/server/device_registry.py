@@ -131,7 +131,10 @@ async def device_type_or_builtin(tx: Transaction, scope: Scope, name: str, now: 
             ) from None
     if new.name != name:
         return await device_type_or_builtin(tx, scope, new.name, now)
-    return await tx.add_device_type(scope, new, now=now)
+    try:
+        return await tx.add_device_type(scope, new, now=now)
+    except Conflict:  # another request was first: on PostgreSQL two writers can be here at once
+        return await tx.device_type(scope, new.name)
 
 
 def profile_of(device_type: DeviceType) -> TypeProfile:
@@ -252,21 +255,29 @@ async def register_device(tx: Transaction, scope: Scope, wanted: Registration, *
     or MAC that is taken.
     """
     device_type = await device_type_or_builtin(tx, scope, wanted.type_name, now)
-    token = wanted.token or new_device_token()
-    if wanted.mac is not None:
-        holder = await tx.find_device_by_mac(scope, wanted.mac)
-        if holder is not None and holder.name != wanted.name:
-            raise Conflict(f"MAC address {wanted.mac} belongs to another device", found=holder.name)
     known = await tx.find_device(scope, wanted.name)
+    return await register_as(tx, scope, wanted, device_type, known, now=now)
+
+
+async def register_as(
+    tx: Transaction, scope: Scope, wanted: Registration, device_type: DeviceType, known: Device | None, *, now: datetime
+) -> tuple[Device, str]:
+    """Like `register_device`, for a caller that has looked up the type and the device of that name (`known`)."""
+    token = wanted.token or new_device_token()
     if known is not None:
-        if known.state is not DeviceState.PENDING or known.type_name != device_type.name:
-            raise Conflict(
-                f"there is a device {wanted.name} already",
-                found=f"{known.state}, type {known.type_name}",
-                hint=f"See it with `flota device show {wanted.name}`.",
-            )
-        return await _adopt(tx, scope, known, wanted, token, now=now), token
-    new = NewDevice(
+        return await _adopt(tx, scope, known, wanted, device_type, token, now=now), token
+    try:
+        return await tx.add_device(scope, new_device(wanted, device_type, token), now=now), token
+    except Conflict:
+        holder = await tx.find_device_by_mac(scope, wanted.mac) if wanted.mac is not None else None
+        if holder is None:
+            raise
+        raise Conflict(f"MAC address {wanted.mac} belongs to another device", found=holder.name) from None
+
+
+def new_device(wanted: Registration, device_type: DeviceType, token: str) -> NewDevice:
+    """Return what is stored of an accepted device that nobody knew before."""
+    return NewDevice(
         name=wanted.name,
         type_name=device_type.name,
         state=DeviceState.ACCEPTED,
@@ -274,13 +285,25 @@ async def register_device(tx: Transaction, scope: Scope, wanted: Registration, *
         mac=wanted.mac,
         labels=dict(wanted.labels),
     )
-    return await tx.add_device(scope, new, now=now), token
 
 
 async def _adopt(
-    tx: Transaction, scope: Scope, known: Device, wanted: Registration, token: str, *, now: datetime
+    tx: Transaction,
+    scope: Scope,
+    known: Device,
+    wanted: Registration,
+    device_type: DeviceType,
+    token: str,
+    *,
+    now: datetime,
 ) -> Device:
     """Accept a pending device that was registered under its name while it waited."""
+    if known.state is not DeviceState.PENDING or known.type_name != device_type.name:
+        raise Conflict(
+            f"there is a device {wanted.name} already",
+            found=f"{known.state}, type {known.type_name}",
+            hint=f"See it with `flota device show {wanted.name}`.",
+        )
     if wanted.mac is not None and known.mac not in (None, wanted.mac):
         raise Conflict(f"device {known.name} has another MAC address", expected=known.mac, found=wanted.mac)
     await tx.set_device_token(scope, known.name, digest_of_secret(token), now=now)

@@ -8,7 +8,6 @@ Source: docs/reference/server.md, "Download tokens".
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ class DownloadTokens:
 
     def _mac(self, sha256: str, device_id: int, expires: int) -> str:
         message = b"\0".join((_PURPOSE, sha256.encode(), str(device_id).encode(), str(expires).encode()))
-        mac = hmac.new(self._key, message, hashlib.sha256).digest()[:MAC_BYTES]
+        mac = hmac.digest(self._key, message, "sha256")[:MAC_BYTES]
         return base64.urlsafe_b64encode(mac).rstrip(b"=").decode()
 
 

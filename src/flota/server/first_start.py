@@ -37,15 +37,17 @@ async def ensure_admin_token(storage: Storage, tenant: Tenant, path: Path, *, no
     """
     scope = Scope(tenant.id, "setup")
     secret = _read_secret(path)
-    if secret is not None:
-        async with storage.transaction() as transaction:
-            if await transaction.access_token_by_digest(digest_of_secret(secret)) is None:
-                await _register(transaction, scope, secret, now)
-        return True
     async with storage.reading() as transaction:
         tokens = await transaction.list_access_tokens(scope)
+        works = secret is not None and await transaction.access_token_by_digest(digest_of_secret(secret)) is not None
+    if works:
+        return True
     if any(token.role is Role.ADMIN and token.revoked_at is None for token in tokens):
-        return False
+        return False  # the file is gone, or the token in it was revoked: who has another one makes new ones
+    if secret is not None:
+        async with storage.transaction() as transaction:
+            await _register(transaction, scope, secret, now)
+        return True
     secret = new_secret()
     write_durably(path, secret.encode() + b"\n", mode=PRIVATE_FILE_MODE)
     async with storage.transaction() as transaction:

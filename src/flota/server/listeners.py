@@ -58,8 +58,8 @@ UNACKNOWLEDGED_MS: Final = 300_000
 """A peer that acknowledges nothing, or keeps its window shut, for so long is cut off (tcp(7) TCP_USER_TIMEOUT)."""
 
 UNSENT_MAX_BYTES: Final = 256 * 1024
-"""What the kernel takes for a plain connection beyond what is on its way (TCP_NOTSENT_LOWAT). Without it, on loopback, a
-whole 1 MiB image vanishes into socket buffers at once, and a device that goes away in the middle looks like one that
+"""What the kernel takes for a plain connection beyond what is on its way (TCP_NOTSENT_LOWAT). Without it, on loopback,
+a whole 1 MiB image vanishes into socket buffers at once, and a device that goes away in the middle looks like one that
 took it all. Over TLS it would cost a quarter of the CPU, and networks other than loopback buffer far less anyway."""
 
 KEEPALIVE_IDLE_S: Final = 120

@@ -21,6 +21,9 @@ MEBIBYTE: Final = 1 << 20
 DEFAULT_MAX_ARTIFACT_BYTES: Final = 256 * MEBIBYTE
 """Larger than any microcontroller image; a Linux image of a gateway may need more, then raise it."""
 
+DEFAULT_DEVICE_REQUESTS_PER_S: Final = 0.5
+"""How often one device may ask at the update URLs in the long run; real sketches ask every few minutes."""
+
 DEFAULT_STOP_GRACE_S: Final = 30.0
 """How long a stopping server lets running responses finish."""
 
@@ -165,6 +168,7 @@ class ServerSettings:
     database_url: str | None = None
     max_artifact_bytes: int = DEFAULT_MAX_ARTIFACT_BYTES
     stop_grace_s: float = DEFAULT_STOP_GRACE_S
+    device_requests_per_s: float = DEFAULT_DEVICE_REQUESTS_PER_S
 
     @property
     def effective_database_url(self) -> str:

@@ -1,8 +1,8 @@
 """One resumable, verified download for everything that fetches over HTTP.
 
 It goes on where it was after any break (`Range`, `If-Range` with the ETag), stops at the expected length, checks the
-SHA-256 of the whole, and waits longer and longer between tries that bring nothing. Two versions of a file are never mixed:
-when the server's file has changed, or the server will not resume, the sink starts again.
+SHA-256 of the whole, and waits longer and longer between tries that bring nothing. Two versions of a file are never
+mixed: when the server's file has changed, or the server will not resume, the sink starts again.
 
 Source: RFC 9110 13.1.5, 14; docs/reference/server.md, "Artifacts".
 """
@@ -89,7 +89,7 @@ class RetryPolicy:
     tries_without_progress: int = 10
 
     def delay_s(self, failures: int, rng: random.Random) -> float:
-        """Return the wait after the n-th failure in a row (n from 1): doubling, capped, the upper half of it at random."""
+        """Return the wait after the n-th failure in a row (n from 1): doubling, capped, its upper half at random."""
         ceiling = min(self.longest_delay_s, self.first_delay_s * 2.0 ** min(failures - 1, 30))
         return ceiling * (0.5 + rng.random() / 2)
 
@@ -162,7 +162,7 @@ class Download:
             raise InvalidInput("cannot resume behind the end", expected=f"at most {self._size}", found=self._at.offset)
 
     async def run(self) -> Downloaded:
-        """Fetch until the file is whole and verified. Raises the `DownloadFailed` family; the sink's errors pass through."""
+        """Fetch until the file is whole and verified. Raises `DownloadFailed` and kin; the sink's errors pass through."""
         while True:
             await self._fetch_the_rest()
             digest = self._at.sha256.hexdigest()

@@ -69,17 +69,14 @@ async def http10_exchange(
 ) -> AsyncIterator[Http10Answer]:
     """Send `request` to the host of `url` and give the answer; the connection closes when the block is left.
 
-    `silence_limit_s`: the longest wait for a connection and for each next byte. Raises `LinkBroken`, or `PeerError` for an
-    answer that is not HTTP.
+    `silence_limit_s`: the longest wait for a connection and for each next byte. Raises `LinkBroken`, or `PeerError` for
+    an answer that is not HTTP.
     """
     parts = split_url(url)
     port = parts.port or DEFAULT_PORTS[parts.scheme]
     secure = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
-    try:
-        connecting = asyncio.open_connection(parts.hostname, port, ssl=secure, limit=HEAD_MAX_BYTES)
-        reader, writer = await _in_time(connecting, silence_limit_s)
-    except OSError as error:
-        raise LinkBroken(f"cannot connect to {parts.hostname}:{port}", found=str(error)) from error
+    connecting = asyncio.open_connection(parts.hostname, port, ssl=secure, limit=HEAD_MAX_BYTES)
+    reader, writer = await _in_time(connecting, silence_limit_s, broken=f"cannot connect to {parts.hostname}:{port}")
     try:
         writer.write(request)
         await _in_time(writer.drain(), silence_limit_s)
@@ -115,11 +112,11 @@ async def _read_head(reader: asyncio.StreamReader) -> bytes:
         raise PeerError("the answer's head is too long", expected=f"at most {HEAD_MAX_BYTES} bytes") from error
 
 
-async def _in_time(work: Awaitable[T], limit_s: float) -> T:
+async def _in_time(work: Awaitable[T], limit_s: float, *, broken: str = "the connection broke") -> T:
     try:
         async with asyncio.timeout(limit_s):
             return await work
     except TimeoutError as error:
         raise LinkBroken(f"silent for {limit_s:g} s") from error
     except OSError as error:
-        raise LinkBroken("the connection broke", found=str(error)) from error
+        raise LinkBroken(broken, found=str(error)) from error

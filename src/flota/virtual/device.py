@@ -82,7 +82,7 @@ class Agent(Protocol):
 
 
 class VirtualDevice:
-    """One device. `run` boots it again and again until `stop` is set or the task is cancelled (which is a power cut)."""
+    """One device. `run` boots it again and again until `stop` is set or the task is cancelled (a power cut)."""
 
     def __init__(
         self,

@@ -270,7 +270,7 @@ class EspHardware:
         )
 
     def _why_not_valid(self, partition: AppPartition) -> str | None:
-        """The app's verifier."""
+        """Return why the app's verifier refuses the image, None if it does not."""
         try:
             self._verified(partition)
         except ImageError as error:
@@ -278,7 +278,7 @@ class EspHardware:
         return None
 
     def _why_not_loadable(self, partition: AppPartition) -> str | None:
-        """The boot loader's verifier: it looks at the load addresses too, since it loads."""
+        """Return why the boot loader's verifier refuses: it looks at load addresses too, since it loads."""
         try:
             refuse_illegal_load_addresses(self._verified(partition), self.chip)
         except ImageError as error:

@@ -1,4 +1,4 @@
-"""The OTA calls that an ESP-IDF application has, on virtual flash: begin, write, end, set boot, mark valid, mark invalid.
+"""The OTA calls of an ESP-IDF application, on virtual flash: begin, write, end, set boot, mark valid, mark invalid.
 
 Each call does the flash operations of the original, in its order, and fails with its error codes.
 Source: docs/reference/virtual-devices.md, "OTA calls"; espressif/esp-idf:components/app_update/esp_ota_ops.c.
@@ -217,7 +217,7 @@ class EspOta:
         return None
 
     def last_invalid_partition(self) -> int | None:
-        """Return the index of the slot that was marked invalid or aborted, of two the one with the lower number; or None."""
+        """Return the slot that was marked invalid or aborted, of two the one with the lower number; or None."""
         entries = self.entries()
         bad = [
             sector
@@ -429,7 +429,7 @@ class EspOta:
 def next_seq(active_seq: int, index: int, ota_count: int) -> int:
     """Return the smallest sequence number >= `active_seq` that names `index`, in the original's 32-bit arithmetic.
 
-    The original counts up in a loop, wrapping at 2^32: at the very top that can give 0xFFFFFFFF, which counts as invalid.
+    The original counts up in a loop, wrapping at 2^32: at the very top that can give 0xFFFFFFFF, which is invalid.
     """
     candidate = (index + 1) % ota_count
     while candidate < active_seq:

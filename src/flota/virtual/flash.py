@@ -21,7 +21,7 @@ ERASED_BYTE: Final = 0xFF
 
 
 class FlashViolation(BaseException):
-    """The code on the device broke a rule of its flash: a bug in the agent or boot loader, never a run-time condition."""
+    """The code on the device broke a rule of its flash: a bug of agent or boot loader, not a run-time condition."""
 
     def __init__(self, rule: str, *, address: int, length: int) -> None:
         super().__init__(f"{rule}, at address {address:#x}, {length} bytes")
@@ -182,7 +182,7 @@ class NorFlash:
     def open(cls, path: Path, size: int, *, sector_size: int = 4096, write_alignment: int = 4) -> Self:
         """Return the flash kept in the file at `path`, made blank first if it is not there.
 
-        The file is mapped: what an operation has done is in the file at once, so a killed process has lost nothing of it.
+        The file is mapped: what an operation has done is in the file at once; a killed process has lost nothing of it.
         Raises `ValueError` if the file has another size.
         """
         if not path.exists():

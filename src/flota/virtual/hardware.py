@@ -49,7 +49,7 @@ class ImageNote:
 
 
 class ImageNotes:
-    """The last few images that were installed, by SHA-256: formats without a version of their own get theirs from here."""
+    """The last few images installed, by SHA-256: formats without a version of their own get theirs from here."""
 
     def __init__(self, nvs: NonVolatileStore) -> None:
         self._nvs = nvs

@@ -1,7 +1,7 @@
 """The device's small non-volatile store: keys to plain values, each change whole or not at all.
 
-It stands for NVS on an ESP32 (whose entries are atomic) and for a state file elsewhere. A killed process is a power cut:
-what `set` returned from is there, what it did not return from is there or not, never in between.
+It stands for NVS on an ESP32 (whose entries are atomic) and for a state file elsewhere. A killed process is a power
+cut: what `set` returned from is there, what it did not return from is there or not, never in between.
 """
 
 from __future__ import annotations

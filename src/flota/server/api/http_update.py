@@ -45,7 +45,7 @@ TOKEN_MAX_LEN: Final = 256
 
 PARTS_BURST: Final = 2048
 PARTS_PER_S: Final = 32.0
-"""Later parts of an image come one after the other: esp_https_ota's pieces of 64 KiB, or smaller where memory is scarce."""
+"""Later parts of an image come one after the other: esp_https_ota's pieces of 64 KiB, or smaller ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class _UpdateApi:
         self._context = context
         self._admission = DeviceAdmission(context)
         self._updates = PullUpdates(context)
-        self._rates = DeviceRates()
+        self._rates = DeviceRates(refill_per_s=context.settings.device_requests_per_s)
         self._part_rates = DeviceRates(burst=PARTS_BURST, refill_per_s=PARTS_PER_S)
 
     async def answer(self, request: Request) -> Response:

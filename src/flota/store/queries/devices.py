@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 
 from flota.errors import Conflict, NotFound
 from flota.fleet.devices import Device, DeviceState
@@ -14,6 +15,7 @@ from flota.fleet.executions import ExecutionChange, ExecutionState
 from flota.fleet.scope import Scope
 from flota.fleet.selectors import check_labels
 from flota.fleet.storage import DeviceFilter, DeviceSighting, NewDevice
+from flota.store.failures import is_unique_violation
 from flota.store.queries.base import in_batches
 from flota.store.queries.device_types import DeviceTypeQueries
 from flota.store.queries.executions import ExecutionQueries
@@ -36,22 +38,10 @@ class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
         device_type = await self.device_type(scope, new.type_name)
         device_id = await self._insert_unique(
             devices,
-            {
-                "tenant_id": scope.tenant_id,
-                "name": new.name,
-                "type_id": device_type.id,
-                "state": new.state.value,
-                "token_sha256": new.token_sha256,
-                "mac": new.mac,
-                "labels": dict(new.labels or {}),
-                "attributes": {},
-                "attributes_requested": True,
-                "created_at": now,
-            },
+            _new_row(scope, new, device_type.id, now),
             Conflict("there is a device of this name or MAC address", found=new.name),
         )
-        details = {"type": new.type_name, "state": new.state.value, "mac": new.mac, "labels": dict(new.labels or {})}
-        self._audit(scope, "device.created", f"device:{new.name}", details, now=now)
+        self._audit_creation(scope, new, now)
         return Device(
             id=device_id,
             name=new.name,
@@ -61,6 +51,27 @@ class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
             labels=dict(new.labels or {}),
             created_at=now,
         )
+
+    async def add_devices(self, scope: Scope, new: Sequence[NewDevice], *, now: datetime) -> None:
+        """Store many devices in one statement, all or none; raises as `add_device` does, without naming the device.
+
+        The transaction stays usable after a refusal.
+        """
+        for one in new:
+            check_labels(one.labels or {})
+        types = {name: (await self.device_type(scope, name)).id for name in dict.fromkeys(one.type_name for one in new)}
+        if not new:
+            return
+        try:
+            async with self._connection.begin_nested():
+                rows = [_new_row(scope, one, types[one.type_name], now) for one in new]
+                await self._connection.execute(sa.insert(devices), rows)
+        except IntegrityError as error:
+            if not is_unique_violation(error):
+                raise
+            raise Conflict("there is a device of one of these names or MAC addresses") from error
+        for one in new:
+            self._audit_creation(scope, one, now)
 
     async def device(self, scope: Scope, name: str) -> Device:
         """Return the device called exactly `name`; raises `NotFound`."""
@@ -212,6 +223,10 @@ class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
             seen.update((row.id, row.last_seen_at) for row in rows)
         return seen
 
+    def _audit_creation(self, scope: Scope, new: NewDevice, now: datetime) -> None:
+        details = {"type": new.type_name, "state": new.state.value, "mac": new.mac, "labels": dict(new.labels or {})}
+        self._audit(scope, "device.created", f"device:{new.name}", details, now=now)
+
     async def _find_device(self, scope: Scope, condition: sa.ColumnElement[bool]) -> Device | None:
         row = await self._row(_SELECT_DEVICE.where(*_visible(scope), condition))
         return None if row is None else _device(row)
@@ -226,6 +241,21 @@ class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
 
     async def _update_device(self, device_id: int, values: Mapping[str, object]) -> None:
         await self._connection.execute(sa.update(devices).where(devices.c.id == device_id).values(**values))
+
+
+def _new_row(scope: Scope, new: NewDevice, type_id: int, now: datetime) -> dict[str, object]:
+    return {
+        "tenant_id": scope.tenant_id,
+        "name": new.name,
+        "type_id": type_id,
+        "state": new.state.value,
+        "token_sha256": new.token_sha256,
+        "mac": new.mac,
+        "labels": dict(new.labels or {}),
+        "attributes": {},
+        "attributes_requested": True,
+        "created_at": now,
+    }
 
 
 def _visible(scope: Scope) -> tuple[sa.ColumnElement[bool], ...]:

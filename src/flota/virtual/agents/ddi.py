@@ -45,7 +45,8 @@ from flota.virtual.events import EventKind
 from flota.virtual.hardware import ImageNote, ImageNotes
 from flota.virtual.slots import DeviceSlots, ResetReason, Restart, SlotWriter
 
-SAVE_EVERY_BYTES: Final = 64 * 1024
+SAVE_EVERY_BYTES: Final = 32 * 1024
+PIECE_BYTES: Final = 4096
 RETRY: Final = RetryPolicy(first_delay_s=0.5, longest_delay_s=30.0, tries_without_progress=8)
 NO_ANSWER_PERIOD_S: Final = 30.0
 """Device time between polls while the server does not answer."""
@@ -57,7 +58,7 @@ class CanceledByServer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DdiSettings:
-    """How the agent works. `period_s` None = as the server says; `now` is the device's trusted clock, None = it has none."""
+    """How the agent works. `period_s` None: as the server says. `now` is the trusted clock, None: it has none."""
 
     period_s: float | None = None
     signers: TrustedSigners | None = None
@@ -164,7 +165,7 @@ class DdiAgent:
             await self._fail(context, deployment, str(error))
 
     def _judge(self, context: AppContext, deployment: Deployment) -> tuple[DdiArtifact, SignedRelease | None]:
-        """Return the one file of the deployment, and its signed manifest if signers are configured; raises if refused."""
+        """Return the deployment's one file, and its signed manifest if signers are configured; raises if refused."""
         artifacts = [artifact for chunk in deployment.chunks for artifact in chunk.artifacts]
         if len(deployment.chunks) != 1 or len(artifacts) != 1:
             raise InvalidInput(
@@ -349,14 +350,15 @@ class SlotSink:
         self._record = record
         self._writer: SlotWriter | None = None
         self._taken = record.written
+        self._start = ResumePoint()
         self._polled_at = asyncio.get_running_loop().time()
 
     async def fetch(self, artifact: DdiArtifact) -> SlotWriter:
         """Fetch the file into the slot and return the writer, all bytes given to it, the image not yet verified."""
         record, slots = self._record, self._context.slots
-        start = ResumePoint()
+        start = self._start
         if record.written:
-            start = self._resume_point(slots)
+            start = self._start = self._resume_point(slots)
             self._writer = await slots.resume(record.slot, record.size, start.offset)
             self._context.tell(EventKind.RESUMED, f"goes on at {start.offset} of {record.size}", at=start.offset)
         else:
@@ -383,30 +385,35 @@ class SlotSink:
         return self._writer
 
     async def write(self, data: bytes) -> None:
-        """Take the next bytes."""
-        assert self._writer is not None
-        await self._writer.write(data)
-        before, self._taken = self._taken, self._taken + len(data)
-        if self._writer.durable - self._record.written >= SAVE_EVERY_BYTES:
-            self._record = replace(self._record, written=self._writer.durable)
-            save_action(self._context.nvs, self._record)
-        await self._tell_quarter(before)
+        """Take the next bytes, in pieces as small as a device's receive buffer."""
+        for start in range(0, len(data), PIECE_BYTES):
+            await self._write_piece(data[start : start + PIECE_BYTES])
         now = asyncio.get_running_loop().time()
         if now - self._polled_at > self._agent.period_s / self._context.pace.speed:
             self._polled_at = now
             await self._agent.refuse_if_canceled(self._context, self._record.action_id)
+
+    async def _write_piece(self, data: bytes) -> None:
+        assert self._writer is not None
+        await self._writer.write(data)
+        before, self._taken = self._taken, self._taken + len(data)
+        if self._writer.durable - self._record.written >= SAVE_EVERY_BYTES:
+            self._record = replace(self._record, written=self._writer.durable, etag=self._start.etag)
+            save_action(self._context.nvs, self._record)
+        await self._tell_quarter(before)
 
     async def restart(self) -> None:
         """Begin the slot again: the file has changed, or the server does not resume."""
         assert self._writer is not None
         self._writer.abandon()
         self._taken = 0
+        self._start = ResumePoint()  # the ETag of the new start is not known here: resume without If-Range then
         self._record = replace(self._record, written=0, etag=None)
         save_action(self._context.nvs, self._record)
         self._writer = await self._context.slots.begin(self._record.slot, self._record.size)
 
     def _resume_point(self, slots: DeviceSlots) -> ResumePoint:
-        """The digest of what is in the slot is computed from flash, not remembered."""
+        """Return where to go on; the digest of what is there is computed from flash, not remembered."""
         digest = hashlib.sha256(slots.read(self._record.slot, self._record.written))
         return ResumePoint(self._record.written, digest, self._record.etag)
 

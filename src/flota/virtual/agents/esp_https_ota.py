@@ -1,8 +1,8 @@
 """The agent that mirrors ESP-IDF's esp_https_ota: one URL, three ways to fetch, an app that compares versions.
 
 Plain: one GET. Resumption: `Range: bytes=N-` from the bytes kept in NVS, even for N = 0. Partial: HEAD, then pieces.
-Source: docs/reference/http-update.md, "esp_https_ota"; espressif/esp-idf:components/esp_https_ota/src/esp_https_ota.c and
-examples/system/ota/advanced_https_ota.
+Source: docs/reference/http-update.md, "esp_https_ota"; espressif/esp-idf:components/esp_https_ota/src/esp_https_ota.c
+and examples/system/ota/advanced_https_ota.
 """
 
 from __future__ import annotations
@@ -148,31 +148,23 @@ class EspHttpsOtaAgent:
         slots = context.slots
         slot = slots.next_slot()
         writer: SlotWriter | None = None
-        head = bytearray()
-        saved = 0
         if progress is not None and progress.written and progress.slot == slot:
             writer = await slots.resume(slot, 0, progress.written)
-            saved = progress.written
-            context.tell(EventKind.RESUMED, f"goes on at {saved}", at=saved)
-        async for data in pieces:
+            context.tell(EventKind.RESUMED, f"goes on at {progress.written}", at=progress.written)
+        try:
             if writer is None:
-                head += data
-                if len(head) < FIRST_READ_BYTES:
-                    continue
-                self._judge(context, bytes(head), fetch)
-                context.tell(
-                    EventKind.OFFER, f"{fetch.size or 'unknown number of'} bytes offered for {slot}", size=fetch.size
-                )
+                head = await self._first_bytes(pieces)
+                self._judge(context, head, fetch)
+                size = fetch.size if fetch.size is not None else "an unknown number of"
+                context.tell(EventKind.OFFER, f"{size} bytes offered for {slot}", size=fetch.size)
                 writer = await slots.begin(slot, fetch.size or 0)
-                data = bytes(head)
-            await writer.write(data)
-            if self._mode is FetchMode.RESUME and writer.durable - saved >= SAVE_EVERY_BYTES:
-                saved = writer.durable
-                context.nvs.set(PROGRESS_KEY, {"slot": slot, "written": saved, "etag": fetch.etag})
-                context.tell(EventKind.PROGRESS, f"{saved} bytes", done=saved, of=fetch.size)
-        if writer is None:
-            raise BadImage("the file is too short for an app image", expected=MINIMUM_APP_SIZE, found=len(head))
-        await writer.finish()
+                await writer.write(head)
+            await self._write_all(context, fetch, pieces, writer)
+            await writer.finish()
+        except BaseException:
+            if writer is not None:
+                writer.abandon()
+            raise
         context.nvs.set(PROGRESS_KEY, None)
         if fetch.size is not None:
             digest = hashlib.sha256(slots.read(slot, fetch.size)).hexdigest()
@@ -181,6 +173,32 @@ class EspHttpsOtaAgent:
         await context.pace.pay()
         context.tell(EventKind.INSTALLED, f"image in {slot}, chosen for the next boot", slot=slot)
         raise Restart(ResetReason.SOFTWARE, "to start the update")
+
+    async def _first_bytes(self, pieces: AsyncIterator[bytes]) -> bytes:
+        """Return at least the first 1024 bytes."""
+        head = bytearray()
+        async for data in pieces:
+            head += data
+            if len(head) >= FIRST_READ_BYTES:
+                return bytes(head)
+        raise BadImage("the file is too short for an app image", expected=f"{FIRST_READ_BYTES} bytes", found=len(head))
+
+    async def _write_all(
+        self, context: AppContext, fetch: _Fetch, pieces: AsyncIterator[bytes], writer: SlotWriter
+    ) -> None:
+        """Write the rest of the file; what is durable is noted for resumption every 32 KiB."""
+        saved = self._save_progress(context, fetch, writer, 0)
+        async for data in pieces:
+            await writer.write(data)
+            saved = self._save_progress(context, fetch, writer, saved)
+
+    def _save_progress(self, context: AppContext, fetch: _Fetch, writer: SlotWriter, saved: int) -> int:
+        """Note what is durable if that is worth a write; returns what is noted."""
+        if self._mode is not FetchMode.RESUME or writer.durable - saved < SAVE_EVERY_BYTES:
+            return saved
+        context.nvs.set(PROGRESS_KEY, {"slot": writer.slot, "written": writer.durable, "etag": fetch.etag})
+        _tell_quarters(context, saved, writer.durable, fetch.size)
+        return writer.durable
 
     def _judge(self, context: AppContext, head: bytes, fetch: _Fetch) -> None:
         """Decide on the first 1024 bytes: right chip, and a version that is neither running nor rolled back before."""
@@ -222,6 +240,11 @@ class EspHttpsOtaAgent:
             return None
         etag = record.get("etag")
         return Progress(str(record.get("slot")), int(str(record.get("written"))), None if etag is None else str(etag))
+
+
+def _tell_quarters(context: AppContext, before: int, after: int, size: int | None) -> None:
+    if size and before * 4 // size != after * 4 // size and after < size:
+        context.tell(EventKind.PROGRESS, f"{after * 100 // size} %", done=after, of=size)
 
 
 class _Fetch:

@@ -138,7 +138,7 @@ class HttpUpdateAgent:
 
 
 def _ap_mac(sta_mac: str) -> str:
-    """The soft-AP's MAC is the station's plus one in the last byte (ESP-IDF, universally administered addresses)."""
+    """Return the soft-AP's MAC: the station's plus one in the last byte (ESP-IDF, universally administered)."""
     head, _, last = sta_mac.rpartition(":")
     return f"{head}:{(int(last, 16) + 1) & 0xFF:02X}"
 

@@ -42,7 +42,7 @@ class SignedRelease:
     def refuse_unless_for(
         self, identity: Identity, nvs: NonVolatileStore, *, hardware_revision: str | None, now: datetime | None
     ) -> None:
-        """Raise `ReleaseRefused` unless the release is for this device, not older than the confirmed one, not expired."""
+        """Raise `ReleaseRefused` unless it is for this device, not older than the confirmed one and not expired."""
         accepted = nvs.get_record(ACCEPTED_KEY) or {}
         digest = accepted.get("sha256")
         refuse(
@@ -76,7 +76,7 @@ class SignedRelease:
 
 
 def open_release(metadata: Mapping[str, str], signers: TrustedSigners) -> SignedRelease:
-    """Return the release that the metadata of a chunk carry. Raises `Unsigned`, or what signatures and manifest raise."""
+    """Return the release in the metadata of a chunk. Raises `Unsigned`, or what signatures and manifest raise."""
     packed, signatures = metadata.get(MANIFEST_METADATA), metadata.get(SIGNATURES_METADATA)
     if packed is None or signatures is None:
         raise Unsigned(

@@ -48,8 +48,8 @@ class BootBuild(enum.StrEnum):
 class AppRows:
     """What the boot loader notes of the partition table: which app rows there are.
 
-    `present` holds the indices of `ota_*` rows; the boot loader counts them and looks only below that count, so that with
-    ota_0 and ota_2 alone it never finds ota_2.
+    `present` holds the indices of `ota_*` rows; the boot loader counts them and looks only below that count, so that
+    with ota_0 and ota_2 alone it never finds ota_2.
     """
 
     present: frozenset[int]
@@ -114,7 +114,7 @@ class SecureVersions:
         return version is not None and version >= self.efuse
 
     def burn(self, index: int) -> BurnSecureVersion | None:
-        """Return the burn that the app at `index` causes: none if it is not higher, or higher than the field can count."""
+        """Return the burn that the app at `index` causes: none if not higher, or higher than the field can count."""
         version = self.apps.get(index)
         if version is None or not self.efuse < version <= self.field_bits:
             return None
@@ -187,7 +187,7 @@ def after_load(
 
 
 def _abort_pending(entries: tuple[OtaEntry, OtaEntry]) -> tuple[tuple[OtaEntry, OtaEntry], list[BootWrite]]:
-    """An app that was still to be verified when the chip was reset has failed, whatever the entry's number and CRC say."""
+    """Give up on an app that was still to be verified at the reset, whatever its entry's number and CRC say."""
     writes: list[BootWrite] = []
     after = list(entries)
     for sector in (0, 1):
@@ -225,7 +225,7 @@ def _from_active(
 
 
 def _order(index: int, rows: AppRows, versions: SecureVersions | None) -> tuple[int, ...]:
-    """The choice, then down to factory, then up from the choice, then the test app; what cannot boot is left out."""
+    """Return the choice, then down to factory, then up, then the test app; what cannot boot is left out."""
     candidates = [*range(index, FACTORY - 1, -1), *range(index + 1, rows.ota_count), TEST_APP]
     return tuple(
         candidate

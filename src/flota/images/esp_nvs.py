@@ -1,0 +1,383 @@
+"""NVS, the key-value store of ESP-IDF in a flash partition: pages, entries, their checks, and how a string is read.
+
+Values in NVS are credentials more often than not: no `repr`, no error and no inspection of ours carries one.
+Writing is in `esp_nvs_writing`. Encrypted NVS is not read: its entries look damaged.
+
+Source: docs/reference/esp-nvs.md; espressif/esp-idf:components/nvs_flash/src/nvs_page.cpp and nvs_pagemanager.cpp.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from flota.images.model import ImageError
+from flota.images.text import cleaned_text
+
+Buffer = bytes | bytearray | memoryview
+
+PAGE_SIZE: Final = 0x1000
+BITMAP_OFFSET: Final = 32
+BITMAP_SIZE: Final = 32
+ENTRIES_OFFSET: Final = 64
+ENTRY_SIZE: Final = 32
+ENTRIES_PER_PAGE: Final = 126
+assert ENTRIES_OFFSET + ENTRY_SIZE * ENTRIES_PER_PAGE == PAGE_SIZE
+
+PAGES_MAX: Final = 4096
+"""16 MiB: more than any chip gives to NVS. Larger inputs are refused before they are walked."""
+KEY_MAX_BYTES: Final = 15
+STRING_MAX_BYTES: Final = 4000
+"""Longest string, its terminating NUL included."""
+NAMESPACES_INDEX: Final = 0
+"""Entries of this namespace index are the namespaces themselves."""
+NAMESPACES_MAX: Final = 254
+
+VERSION_1: Final = 0xFF
+VERSION_2: Final = 0xFE
+
+VIAM_NAMESPACE: Final = "VIAM_NS"
+VIAM_VERSION_KEY: Final = "OTA_VERSION"
+"""The one value in VIAM_NS that is no secret: viamrobotics/micro-rdk:micro-rdk/src/esp32/nvs_storage.rs."""
+
+PAGE_HEADER: Final = struct.Struct("<IIB19sI")
+"""State, sequence number, version, unused (0xFF), CRC over sequence number, version and unused."""
+ENTRY_HEADER: Final = struct.Struct("<BBBBI16s8s")
+"""Namespace index, type, span, chunk index, CRC, key, data."""
+STRING_DATA: Final = struct.Struct("<HHI")
+"""Size with NUL, 0xFFFF, CRC of the string with NUL."""
+assert PAGE_HEADER.size == BITMAP_OFFSET
+assert ENTRY_HEADER.size == ENTRY_SIZE
+
+
+class PageState(enum.IntEnum):
+    """The state word of a page; each state is reached from the one above by clearing bits."""
+
+    EMPTY = 0xFFFF_FFFF
+    ACTIVE = 0xFFFF_FFFE
+    FULL = 0xFFFF_FFFC
+    FREEING = 0xFFFF_FFF8
+    CORRUPT = 0xFFFF_FFF0
+    INVALID = 0
+
+
+class EntryState(enum.IntEnum):
+    """Two bits of the bitmap for each entry."""
+
+    ERASED = 0
+    ILLEGAL = 1
+    WRITTEN = 2
+    EMPTY = 3
+
+
+class ItemType(enum.IntEnum):
+    """What an entry holds. The low four bits of numbers are their size in bytes."""
+
+    U8 = 0x01
+    I8 = 0x11
+    U16 = 0x02
+    I16 = 0x12
+    U32 = 0x04
+    I32 = 0x14
+    U64 = 0x08
+    I64 = 0x18
+    FLOAT = 0x24
+    DOUBLE = 0x28
+    STRING = 0x21
+    BLOB = 0x41
+    BLOB_DATA = 0x42
+    BLOB_INDEX = 0x48
+
+
+_SPANNING: Final = (ItemType.STRING, ItemType.BLOB, ItemType.BLOB_DATA)
+"""Types whose bytes follow in further entries."""
+_LIVE_STATES: Final = (PageState.ACTIVE, PageState.FULL, PageState.FREEING)
+
+
+class NvsError(ImageError):
+    """The bytes are not an NVS partition, or not one that ESP-IDF could use."""
+
+    code = "bad-nvs"
+
+
+class NvsMissing(NvsError):
+    """There is no such namespace or no such key in it."""
+
+    code = "nvs-missing"
+
+
+class NvsWrongType(NvsError):
+    """The key is there, but what it holds is not a string."""
+
+    code = "nvs-type"
+
+
+class NvsBadKey(NvsError):
+    """A name that NVS cannot hold as namespace or key."""
+
+    code = "nvs-key"
+
+
+class NvsBadValue(NvsError):
+    """A string that NVS cannot hold, or that is stored in a form that is no string."""
+
+    code = "nvs-value"
+
+
+class NvsFull(NvsError):
+    """The partition has no room for the entry, even after it was compacted."""
+
+    code = "nvs-full"
+
+
+@dataclass(frozen=True, slots=True)
+class NvsItem:
+    """A whole item whose checks passed: where it lies, and its bytes (never in a `repr`).
+
+    `page` and `entry` count from 0; `content` is the 8 data bytes of a number, the bytes of a string (with NUL) or blob.
+    """
+
+    page: int
+    entry: int
+    namespace_index: int
+    type: int
+    span: int
+    chunk: int
+    key: bytes
+    content: bytes = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The key, cleaned for showing."""
+        return cleaned_text(self.key)
+
+    @property
+    def type_name(self) -> str:
+        """The type in words, or its number in hex."""
+        try:
+            return ItemType(self.type).name.lower().replace("_", " ")
+        except ValueError:
+            return f"type {self.type:#04x}"
+
+
+@dataclass(frozen=True, slots=True)
+class NvsPage:
+    """One page. `items` are its sound items in order; `damaged` are entries (counted from 0) whose checks failed.
+
+    `blank`: every byte is 0xFF. `crc_ok`: that of the header. Only a `live` page has items.
+    """
+
+    index: int
+    state: int
+    seq: int
+    version: int
+    crc_ok: bool
+    blank: bool
+    entry_states: tuple[int, ...] = field(repr=False)
+    items: tuple[NvsItem, ...] = ()
+    damaged: tuple[int, ...] = ()
+
+    @property
+    def live(self) -> bool:
+        """Whether ESP-IDF reads items from it."""
+        return _is_live(self.state, self.version, crc_ok=self.crc_ok)
+
+    @property
+    def used(self) -> int:
+        """Number of entries in use."""
+        return self.entry_states.count(EntryState.WRITTEN)
+
+
+@dataclass(frozen=True, slots=True)
+class NvsPartition:
+    """All pages in flash order."""
+
+    pages: tuple[NvsPage, ...]
+
+    @property
+    def live_pages(self) -> tuple[NvsPage, ...]:
+        """The pages with items, oldest first."""
+        return tuple(sorted((page for page in self.pages if page.live), key=lambda page: page.seq))
+
+    @property
+    def items(self) -> tuple[NvsItem, ...]:
+        """Every sound item, oldest first, namespaces included. Of two with one key the later one counts."""
+        return tuple(item for page in self.live_pages for item in page.items)
+
+    @property
+    def namespaces(self) -> dict[bytes, int]:
+        """The namespaces and their indices."""
+        return {
+            item.key: item.content[0]
+            for item in self.items
+            if item.namespace_index == NAMESPACES_INDEX and item.type == ItemType.U8
+        }
+
+    def find(self, namespace: str, key: str) -> NvsItem | None:
+        """Return what `key` holds now, of whatever type; None when it is not there."""
+        index = self.namespaces.get(key_bytes(namespace, "namespace"))
+        wanted = key_bytes(key, "key")
+        matching = (item for item in self.items if item.namespace_index == index and item.key == wanted)
+        return None if index is None else max(matching, key=lambda item: self._age(item), default=None)
+
+    def _age(self, item: NvsItem) -> tuple[int, int]:
+        return self.pages[item.page].seq, item.entry
+
+
+def parse_nvs(data: Buffer) -> NvsPartition:
+    """Return the pages of an NVS partition; damaged pages and entries are part of the value.
+
+    Raises `NvsError` when `data` is not a number of whole pages, has more than `PAGES_MAX`, or was written by a newer
+    version of NVS than 2.
+    """
+    count, rest = divmod(len(data), PAGE_SIZE)
+    if rest or not 1 <= count <= PAGES_MAX:
+        raise NvsError(
+            "not a number of whole NVS pages", expected=f"1 to {PAGES_MAX} x {PAGE_SIZE} bytes", found=len(data)
+        )
+    view = memoryview(data)
+    return NvsPartition(tuple(_parse_page(view[i * PAGE_SIZE : (i + 1) * PAGE_SIZE], i) for i in range(count)))
+
+
+def read_string(data: Buffer, namespace: str, key: str) -> str:
+    """Return the string that `key` holds in `namespace`.
+
+    Raises `NvsMissing` when there is none, `NvsWrongType` when the key holds something else, `NvsBadValue` when the
+    bytes are no text, `NvsError` when `data` is no NVS partition. No error carries the value.
+    """
+    item = parse_nvs(data).find(namespace, key)
+    if item is None:
+        raise NvsMissing(f"no key {key!r} in the NVS namespace {namespace!r}")
+    return string_of(item)
+
+
+def string_of(item: NvsItem) -> str:
+    """Return the text of a string item. Raises `NvsWrongType` for another type, `NvsBadValue` when it is no text."""
+    offset = item.page * PAGE_SIZE + ENTRIES_OFFSET + item.entry * ENTRY_SIZE
+    if item.type != ItemType.STRING:
+        raise NvsWrongType(
+            f"the NVS key {item.name!r} holds no string", offset=offset, expected="string", found=item.type_name
+        )
+    text, nul, rest = item.content.partition(b"\0")
+    try:
+        if nul and not rest:
+            return text.decode("utf-8")
+    except UnicodeDecodeError:
+        pass
+    raise NvsBadValue(
+        f"the NVS key {item.name!r} holds bytes that are no text", offset=offset, expected="UTF-8 and one final NUL"
+    )
+
+
+def looks_like_nvs(data: Buffer) -> bool:
+    """Whether `data` is a dump of an NVS partition: whole pages, each blank or with a sound header, one not blank."""
+    count, rest = divmod(len(data), PAGE_SIZE)
+    if rest or not 1 <= count <= PAGES_MAX:
+        return False
+    view, written = memoryview(data), 0
+    for start in range(0, len(data), PAGE_SIZE):
+        state, _, version, unused, crc = PAGE_HEADER.unpack_from(view, start)
+        if state == PageState.EMPTY and is_blank(view[start : start + PAGE_SIZE]):
+            continue
+        if unused.count(0xFF) != len(unused) or crc != page_crc(view[start + 4 : start + 28]):
+            return False
+        if state not in iter(PageState) or version not in (VERSION_1, VERSION_2):
+            return False
+        written += 1
+    return written > 0
+
+
+def key_bytes(name: str, what: str) -> bytes:
+    """Return a namespace or key as bytes. Raises `NvsBadKey` unless it is 1 to 15 printable ASCII characters."""
+    if not (name.isascii() and name.isprintable() and 1 <= len(name) <= KEY_MAX_BYTES):
+        raise NvsBadKey(
+            f"not a {what} that NVS can hold",
+            expected=f"1 to {KEY_MAX_BYTES} printable ASCII characters",
+            found=repr(name[: KEY_MAX_BYTES + 1]),
+        )
+    return name.encode("ascii")
+
+
+def page_crc(header: Buffer) -> int:
+    """Return the CRC of a page header, given its bytes 4 to 27."""
+    return zlib.crc32(header, 0xFFFF_FFFF)
+
+
+def entry_crc(entry: Buffer) -> int:
+    """Return the CRC of an entry (32 bytes): over everything but the CRC's own field."""
+    return zlib.crc32(entry[8:ENTRY_SIZE], zlib.crc32(entry[:4], 0xFFFF_FFFF))
+
+
+def is_blank(data: Buffer) -> bool:
+    """Whether every byte reads as erased flash."""
+    return bytes(data).count(0xFF) == len(data)
+
+
+def entry_states(bitmap: Buffer) -> tuple[int, ...]:
+    """Return the state of each of the 126 entries from the 32 bytes of the bitmap."""
+    bits = int.from_bytes(bitmap[:BITMAP_SIZE], "little")
+    return tuple(bits >> 2 * index & 3 for index in range(ENTRIES_PER_PAGE))
+
+
+def _is_live(state: int, version: int, *, crc_ok: bool) -> bool:
+    return crc_ok and state in _LIVE_STATES and version in (VERSION_1, VERSION_2)
+
+
+def _parse_page(page: memoryview, index: int) -> NvsPage:
+    state, seq, version, _, crc = PAGE_HEADER.unpack_from(page)
+    if state == PageState.EMPTY and is_blank(page):
+        return NvsPage(index, state, seq, version, False, True, (EntryState.EMPTY,) * ENTRIES_PER_PAGE)
+    crc_ok = crc == page_crc(page[4:28])
+    if crc_ok and state in _LIVE_STATES and version < VERSION_2:
+        raise NvsError(
+            "an NVS page of a newer version",
+            offset=index * PAGE_SIZE + 8,
+            expected=f"{VERSION_2:#04x} or {VERSION_1:#04x}",
+            found=f"{version:#04x}",
+        )
+    states = entry_states(page[BITMAP_OFFSET : BITMAP_OFFSET + BITMAP_SIZE])
+    if not _is_live(state, version, crc_ok=crc_ok):
+        return NvsPage(index, state, seq, version, crc_ok, False, states)
+    items, damaged = [], []
+    for entry, item in _walk(page, index, states):
+        if item is None:
+            damaged.append(entry)
+        else:
+            items.append(item)
+    return NvsPage(index, state, seq, version, crc_ok, False, states, tuple(items), tuple(damaged))
+
+
+def _walk(page: memoryview, page_index: int, states: tuple[int, ...]) -> Iterator[tuple[int, NvsItem | None]]:
+    """Yield each written entry that begins an item, with the item or None when its checks fail."""
+    entry = 0
+    while entry < ENTRIES_PER_PAGE:
+        step = 1
+        if states[entry] == EntryState.WRITTEN:
+            item = _parse_item(page, page_index, entry, states)
+            step = item.span if item else 1
+            yield entry, item
+        entry += step
+
+
+def _parse_item(page: memoryview, page_index: int, entry: int, states: tuple[int, ...]) -> NvsItem | None:
+    """Return the item that begins at `entry`; None when a CRC is wrong, or it was not written to its end."""
+    start = ENTRIES_OFFSET + entry * ENTRY_SIZE
+    raw = page[start : start + ENTRY_SIZE]
+    namespace, kind, span, chunk, crc, key, data = ENTRY_HEADER.unpack(raw)
+    if crc != entry_crc(raw) or span == 0 or entry + span > ENTRIES_PER_PAGE:
+        return None
+    content = data
+    if kind in _SPANNING:
+        size, _, data_crc = STRING_DATA.unpack(data)
+        if span != 1 + -(-size // ENTRY_SIZE) or any(s != EntryState.WRITTEN for s in states[entry : entry + span]):
+            return None
+        content = bytes(page[start + ENTRY_SIZE : start + ENTRY_SIZE + size])
+        if data_crc != zlib.crc32(content, 0xFFFF_FFFF):
+            return None
+    elif span != 1:
+        return None
+    return NvsItem(page_index, entry, namespace, kind, span, chunk, key.split(b"\0", 1)[0], content)

@@ -1,0 +1,82 @@
+"""One HTTP/1.0 exchange: what is not HTTP, too long, silent or cut is one clear error."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from flota.errors import InvalidInput, PeerError
+from flota.transports.http10 import LinkBroken, http10_exchange, parse_head, split_url
+
+REQUEST = b"GET / HTTP/1.0\r\n\r\n"
+
+
+@contextlib.asynccontextmanager
+async def saying(answer: bytes, *, then_wait_s: float = 0) -> AsyncIterator[str]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+            await asyncio.sleep(then_wait_s)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def take(url: str, length: int | None = None) -> bytes:
+    async with http10_exchange(url, REQUEST, silence_limit_s=0.3) as answer:
+        wanted = answer.content_length if length is None else length
+        return b"".join([data async for data in answer.body(wanted or 0)])
+
+
+async def test_the_body_comes_whole() -> None:
+    async with saying(b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello and more") as url:
+        assert await take(url) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"", "closed before the answer"),
+        (b"HTTP/1.0 200 OK\r\nContent-Le", "closed before the answer"),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 50\r\n\r\nshort", "ended early"),
+        (b"SSH-2.0-x\r\n\r\n", "not an HTTP answer"),
+        (b"HTTP/1.0 abc\r\n\r\n", "not an HTTP answer"),
+        (b"HTTP/1.0 200 OK\r\nx: " + b"y" * 40_000 + b"\r\n\r\n", "too long"),
+    ],
+)
+async def test_a_broken_answer_is_one_clear_error(answer: bytes, error: str) -> None:
+    async with saying(answer) as url:
+        with pytest.raises(PeerError, match=error):
+            await take(url)
+
+
+async def test_silence_ends_the_exchange() -> None:
+    async with saying(b"HTTP/1.0 200 OK\r\nContent-Length: 50\r\n\r\nab", then_wait_s=1) as url:
+        with pytest.raises(LinkBroken, match="silent"):
+            await take(url)
+
+
+async def test_nobody_listening_is_a_broken_link() -> None:
+    with pytest.raises(LinkBroken, match="cannot connect"):
+        await take("http://127.0.0.1:9/")
+
+
+@pytest.mark.parametrize("url", ["ftp://h/", "http://", "/path", "file:///etc/passwd"])
+def test_only_http_urls_are_taken(url: str) -> None:
+    with pytest.raises(InvalidInput):
+        split_url(url)
+
+
+def test_the_first_of_equal_headers_counts_and_nonsense_is_ignored() -> None:
+    assert parse_head(b"HTTP/1.1 304 X\r\nA: 1\r\na: 2\r\nnonsense\r\n\r\n") == (304, {"a": "1"})
