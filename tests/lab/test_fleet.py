@@ -87,7 +87,7 @@ async def test_generic_linux_updates_over_ddi_and_read_slot_gives_the_file(tmp_p
         )
         await asyncio.wait_for(run_fleet([spec], stop, listener=listen), 30)
     assert [event.facts["version"] for event in events if event.kind is EventKind.BOOT] == ["6", "7"]
-    assert read_slot(StateDirectory(tmp_path / "box"), "slot_b") == ("slot_b", file)
+    assert read_slot(StateDirectory(tmp_path / "box"), "b") == ("b", file)
 
 
 async def test_a_broken_flash_rule_ends_the_fleet_loudly(tmp_path: Path) -> None:

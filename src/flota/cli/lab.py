@@ -144,7 +144,7 @@ def flash(
 @app.command(name="read-slot")
 def read_slot(
     state: State,
-    slot: Annotated[str, typer.Option("--slot", help="ota_0, ota_1, slot_a, …, or running.")],
+    slot: Annotated[str, typer.Option("--slot", help="ota_0, ota_1, a, b, …, or running.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where the image goes.")],
 ) -> None:
     """Write exactly the image file in a slot to FILE, without the erased rest of the slot."""
@@ -291,6 +291,6 @@ def _board_row(board: Any) -> dict[str, str]:
         "name": board.name,
         "boot": board.boot,
         "flash": f"{board.flash_size // (1024 * 1024)} MB" if board.flash_size else "-",
-        "slots": ", ".join(slot.name for slot in slots) or "slot_a, slot_b",
+        "slots": ", ".join(slot.name for slot in slots),
         "dialects": ", ".join(sorted(route.value for route in board.routes)),
     }

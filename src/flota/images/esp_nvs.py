@@ -128,6 +128,12 @@ class NvsBadValue(NvsError):
     code = "nvs-value"
 
 
+class NvsUnreadable(NvsError):
+    """Entries are written, and none is sound: the partition is encrypted, or wrecked."""
+
+    code = "nvs-unreadable"
+
+
 class NvsFull(NvsError):
     """The partition has no room for the entry, even after it was compacted."""
 
@@ -138,7 +144,8 @@ class NvsFull(NvsError):
 class NvsItem:
     """A whole item whose checks passed: where it lies, and its bytes (never in a `repr`).
 
-    `page` and `entry` count from 0; `content` is the 8 data bytes of a number, the bytes of a string (with NUL) or blob.
+    `page` and `entry` count from 0; `content` is the 8 data bytes of a number, or the bytes of a string (with NUL) or
+    blob.
     """
 
     page: int
@@ -209,6 +216,11 @@ class NvsPartition:
         return tuple(item for page in self.live_pages for item in page.items)
 
     @property
+    def unreadable(self) -> bool:
+        """Whether entries are written and none is sound, as in an encrypted partition."""
+        return not self.items and any(page.damaged for page in self.live_pages)
+
+    @property
     def namespaces(self) -> dict[bytes, int]:
         """The namespaces and their indices."""
         return {
@@ -243,13 +255,29 @@ def parse_nvs(data: Buffer) -> NvsPartition:
     return NvsPartition(tuple(_parse_page(view[i * PAGE_SIZE : (i + 1) * PAGE_SIZE], i) for i in range(count)))
 
 
+def readable_nvs(data: Buffer) -> NvsPartition:
+    """Return what `parse_nvs` returns. Raises `NvsUnreadable` when no entry is sound, and what `parse_nvs` raises."""
+    partition = parse_nvs(data)
+    if partition.unreadable:
+        damaged = sum(len(page.damaged) for page in partition.live_pages)
+        raise NvsUnreadable(
+            "no entry of the NVS partition is sound",
+            expected="entries with the right CRC",
+            found=f"{damaged} damaged",
+            hint="Encrypted NVS cannot be read without the device's keys.",
+        )
+    return partition
+
+
 def read_string(data: Buffer, namespace: str, key: str) -> str:
     """Return the string that `key` holds in `namespace`.
 
     Raises `NvsMissing` when there is none, `NvsWrongType` when the key holds something else, `NvsBadValue` when the
-    bytes are no text, `NvsError` when `data` is no NVS partition. No error carries the value.
+    bytes are no text, `NvsUnreadable` when the partition is encrypted, `NvsError` when `data` is no NVS partition. No
+    error carries the value.
     """
-    item = parse_nvs(data).find(namespace, key)
+    partition = readable_nvs(data)
+    item = partition.find(namespace, key)
     if item is None:
         raise NvsMissing(f"no key {key!r} in the NVS namespace {namespace!r}")
     return string_of(item)

@@ -38,6 +38,7 @@ from flota.images.esp_nvs import (
     NvsItem,
     NvsPage,
     NvsPartition,
+    NvsWrongType,
     PageState,
     entry_crc,
     entry_states,
@@ -45,7 +46,7 @@ from flota.images.esp_nvs import (
     key_bytes,
     page_crc,
     parse_nvs,
-    string_of,
+    readable_nvs,
 )
 
 PAGES_MIN: Final = 3
@@ -103,12 +104,14 @@ def plan_string_write(partition: Buffer, namespace: str, key: str, value: str) -
     """Return the flash operations, in order, that make `key` hold `value`; none when it does already.
 
     What an earlier power cut left behind is cleared up first. Raises `NvsBadKey`, `NvsBadValue` (too long, or with a
-    NUL), `NvsWrongType` (the key holds something else), `NvsFull`, or `NvsError` (no NVS, below three pages).
+    NUL), `NvsWrongType` (the key holds something else), `NvsUnreadable` (encrypted), `NvsFull`, or `NvsError` (no NVS,
+    below three pages).
     """
     content = _stored(value)
-    key_bytes(key, "key")
-    found = parse_nvs(partition).find(namespace, key)
-    if found is not None and string_of(found) == value:
+    found = readable_nvs(partition).find(namespace, key)
+    if found is not None and found.type != ItemType.STRING:
+        raise NvsWrongType(f"the NVS key {found.name!r} holds no string", expected="string", found=found.type_name)
+    if found is not None and found.content == content:
         return ()
     writer = _Writer(partition)
     writer.clear_up()
@@ -207,9 +210,7 @@ class _Writer:
         following = content if kind == ItemType.STRING else b""
         span = 1 + -(-len(following) // ENTRY_SIZE)
         data = STRING_DATA.pack(len(content), 0xFFFF, zlib.crc32(content, 0xFFFF_FFFF)) if following else content
-        entry = bytearray(
-            ENTRY_HEADER.pack(namespace_index, kind, span, _CHUNK_NONE, 0, key, data.ljust(8, b"\xff"))
-        )
+        entry = bytearray(ENTRY_HEADER.pack(namespace_index, kind, span, _CHUNK_NONE, 0, key, data.ljust(8, b"\xff")))
         entry[4:8] = entry_crc(entry).to_bytes(4, "little")
         page = self._page_with_room(span)
         first = self._next_free(page)

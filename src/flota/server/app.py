@@ -85,7 +85,7 @@ class _Outermost:
                 message = {**message, "headers": headers + [pair for pair in added if pair[0] not in present]}
             await send(message)
 
-        self._metrics.running.inc()
+        self._metrics.running += 1
         try:
             await self._app(scope, receive, send_marked)
         except Exception as error:  # noqa: BLE001 - the last resort: the peer gets an answer or a closed connection
@@ -95,5 +95,5 @@ class _Outermost:
             if status == 0:
                 await problem(500, UNEXPECTED)(scope, receive, send_marked)
         finally:
-            self._metrics.running.dec()
+            self._metrics.running -= 1
             self._metrics.answered(path, status)

@@ -35,7 +35,9 @@ class Metrics:
             "flota_http_requests", "Requests answered.", ["group", "status"], registry=self.registry
         )
         self._counters: dict[tuple[str, int], Counter] = {}
-        self.running = Gauge("flota_http_requests_running", "Requests being answered.", registry=self.registry)
+        self.running = 0
+        running = Gauge("flota_http_requests_running", "Requests being answered.", registry=self.registry)
+        running.set_function(lambda: self.running)
         self.channel_downloads = Counter(
             "flota_channel_downloads",
             "Images handed to update clients without an identity.",

@@ -162,7 +162,7 @@ class Download:
             raise InvalidInput("cannot resume behind the end", expected=f"at most {self._size}", found=self._at.offset)
 
     async def run(self) -> Downloaded:
-        """Fetch until the file is whole and verified. Raises `DownloadFailed` and kin; the sink's errors pass through."""
+        """Fetch until the file is whole and verified. Raises `DownloadFailed` and kin; a sink's errors pass through."""
         while True:
             await self._fetch_the_rest()
             digest = self._at.sha256.hexdigest()

@@ -53,25 +53,7 @@ class PrivateKey:
         A password given for a key without one is refused too: it would hide that the file is not protected.
         Raises `PasswordNeeded`, `WrongPassword` or `BadKey`.
         """
-        if len(pem) > KEY_FILE_MAX_BYTES:
-            raise BadKey(
-                "the key is too long", expected=f"at most {KEY_FILE_MAX_BYTES} bytes", found=f"{len(pem)} bytes"
-            )
-        if b"PRIVATE KEY" not in pem:
-            raise BadKey("not a private key in PEM", expected="-----BEGIN PRIVATE KEY-----")
-        secret = password.encode() if isinstance(password, str) else password
-        try:
-            key = serialization.load_pem_private_key(pem, secret or None)
-        except TypeError as error:
-            if secret:
-                raise BadKey(
-                    "the key is not encrypted, but a password was given", hint="Leave the password out."
-                ) from error
-            raise PasswordNeeded("the key is encrypted", hint="Give --password-prompt or --password-file.") from error
-        except (ValueError, UnsupportedAlgorithm) as error:
-            if secret and b"ENCRYPTED" in pem:
-                raise WrongPassword("the password does not open the key, or the key file is damaged") from error
-            raise BadKey("the key file is damaged") from error
+        key = load_private_key(pem, password)
         if isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
             return cls(key)
         raise BadKey(
@@ -114,3 +96,24 @@ class PrivateKey:
 
     def __repr__(self) -> str:
         return f"PrivateKey({self.kind}, {self.key_id[:16]}…)"
+
+
+def load_private_key(pem: bytes, password: bytes | str | None = None) -> object:
+    """Return the key of any kind in `pem` as an object of the cryptography library. Raises as `PrivateKey.from_pem`."""
+    if len(pem) > KEY_FILE_MAX_BYTES:
+        raise BadKey("the key is too long", expected=f"at most {KEY_FILE_MAX_BYTES} bytes", found=f"{len(pem)} bytes")
+    if b"PRIVATE KEY" not in pem:
+        raise BadKey("not a private key in PEM", expected="-----BEGIN PRIVATE KEY-----")
+    secret = password.encode() if isinstance(password, str) else password
+    try:
+        return serialization.load_pem_private_key(pem, secret or None)
+    except TypeError as error:
+        if secret:
+            raise BadKey(
+                "the key is not encrypted, but a password was given", hint="Leave the password out."
+            ) from error
+        raise PasswordNeeded("the key is encrypted", hint="Give --password-prompt or --password-file.") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        if secret and b"ENCRYPTED" in pem:
+            raise WrongPassword("the password does not open the key, or the key file is damaged") from error
+        raise BadKey("the key file is damaged") from error

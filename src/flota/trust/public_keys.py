@@ -62,21 +62,7 @@ class PublicKey:
     @classmethod
     def from_pem(cls, pem: str | bytes) -> PublicKey:
         """Return the key in `pem` (`BEGIN PUBLIC KEY`, at most 16 KiB). Raises `BadKey`."""
-        data = pem.encode("utf-8", "replace") if isinstance(pem, str) else pem
-        if len(data) > KEY_FILE_MAX_BYTES:
-            raise BadKey(
-                "the key is too long", expected=f"at most {KEY_FILE_MAX_BYTES} bytes", found=f"{len(data)} bytes"
-            )
-        if b"PRIVATE KEY" in data:
-            raise BadKey(
-                "this is a private key, a public one is needed",
-                hint="`flota key show FILE --public` prints the public half.",
-            )
-        try:
-            key = serialization.load_pem_public_key(data)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise BadKey("not a public key in PEM", expected="-----BEGIN PUBLIC KEY-----") from error
-        return cls.wrap(key)
+        return cls.wrap(load_public_key(pem))
 
     @classmethod
     def wrap(cls, key: object) -> PublicKey:
@@ -111,6 +97,22 @@ class PublicKey:
         except InvalidSignature:
             return False
         return True
+
+
+def load_public_key(pem: str | bytes) -> object:
+    """Return the key in `pem`, of any kind, as an object of the cryptography library. Raises `BadKey`."""
+    data = pem.encode("utf-8", "replace") if isinstance(pem, str) else pem
+    if len(data) > KEY_FILE_MAX_BYTES:
+        raise BadKey("the key is too long", expected=f"at most {KEY_FILE_MAX_BYTES} bytes", found=f"{len(data)} bytes")
+    if b"PRIVATE KEY" in data:
+        raise BadKey(
+            "this is a private key, a public one is needed",
+            hint="`flota key show FILE --public` prints the public half.",
+        )
+    try:
+        return serialization.load_pem_public_key(data)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise BadKey("not a public key in PEM", expected="-----BEGIN PUBLIC KEY-----") from error
 
 
 def key_id_of(public_pem: str) -> str:

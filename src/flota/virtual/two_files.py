@@ -59,7 +59,7 @@ class TwoFileMachine:
         """Return the file of a slot. Raises `InvalidInput`."""
         if slot not in SLOTS:
             raise InvalidInput("no such slot", expected=" or ".join(SLOTS), found=repr(slot))
-        return self._directory / f"{slot}.bin"
+        return self._directory / f"slot_{slot}.bin"
 
     def flash(self, data: bytes, slot: str | None = None) -> str:
         """Put `data` into a slot as a programmer would, confirmed and chosen; returns the slot."""

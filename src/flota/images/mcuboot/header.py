@@ -45,6 +45,7 @@ class ImageFlag(enum.IntFlag):
     COMPRESSED_ARM_THUMB = 0x0800
 
 
+NO_FLAGS: Final = ImageFlag(0)
 ENCRYPTED: Final = ImageFlag.ENCRYPTED_AES128 | ImageFlag.ENCRYPTED_AES256
 COMPRESSED: Final = ImageFlag.COMPRESSED_LZMA1 | ImageFlag.COMPRESSED_LZMA2
 HAS_ADDRESS: Final = ImageFlag.RAM_LOAD | ImageFlag.ROM_FIXED
@@ -109,7 +110,7 @@ class McubootHeader:
     image_size: int
     protected_size: int = 0
     load_address: int = 0
-    flags: ImageFlag = ImageFlag(0)
+    flags: ImageFlag = NO_FLAGS
     reserved: int = 0
 
     @property
@@ -137,14 +138,23 @@ def parse_header(data: Buffer) -> McubootHeader:
         raise TruncatedImage(
             "the file ends inside the image header", offset=len(data), expected=f"{HEADER_SIZE} bytes", found=len(data)
         )
-    (magic, load_address, header_size, protected_size, image_size, flags, *version, reserved) = _HEADER.unpack_from(data)
+    (magic, load_address, header_size, protected_size, image_size, flags, *version, reserved) = _HEADER.unpack_from(
+        data
+    )
     if magic != IMAGE_MAGIC:
         raise ImageError(
-            "not an MCUboot image", offset=0, expected=f"{IMAGE_MAGIC:#x}", found=f"{magic:#010x}", hint=_hint_for(magic)
+            "not an MCUboot image",
+            offset=0,
+            expected=f"{IMAGE_MAGIC:#x}",
+            found=f"{magic:#010x}",
+            hint=_hint_for(magic),
         )
     if header_size < HEADER_SIZE:
         raise ImageError(
-            "the header says that it is shorter than it is", offset=8, expected=f"at least {HEADER_SIZE}", found=header_size
+            "the header says that it is shorter than it is",
+            offset=8,
+            expected=f"at least {HEADER_SIZE}",
+            found=header_size,
         )
     return McubootHeader(
         version=ImageVersion(*version),

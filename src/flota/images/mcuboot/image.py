@@ -15,6 +15,7 @@ from flota.images.mcuboot.header import (
     COMPRESSED,
     ENCRYPTED,
     HEADER_SIZE,
+    NO_FLAGS,
     ImageFlag,
     ImageVersion,
     McubootHeader,
@@ -88,14 +89,14 @@ class McubootImage:
     """A well-formed image; sizes follow from the contents. Whether hash and signature are right is another question.
 
     `header_padding` is what lies between the 32 bytes of the header and the payload. `protected` is None without such
-    an area (an empty one has a header that is hashed). `trailer` is what follows in the file: padding, a slot's trailer.
+    an area (an empty one has a header that is hashed). `trailer` is what follows: padding and the trailer of a slot.
     """
 
     version: ImageVersion
     payload: bytes = field(repr=False)
     header_padding: bytes = field(default=b"", repr=False)
     load_address: int = 0
-    flags: ImageFlag = ImageFlag(0)
+    flags: ImageFlag = NO_FLAGS
     reserved: int = 0
     protected: tuple[Tlv, ...] | None = None
     unprotected: tuple[Tlv, ...] = ()
@@ -111,7 +112,10 @@ def walk_image(data: Buffer) -> McubootLayout:
     header = parse_header(data)
     if header.hashed_end > IMAGE_SIZE_MAX:
         raise ImageError(
-            "the sizes in the header add up to more than 4 GiB", offset=8, expected=IMAGE_SIZE_MAX, found=header.hashed_end
+            "the sizes in the header add up to more than 4 GiB",
+            offset=8,
+            expected=IMAGE_SIZE_MAX,
+            found=header.hashed_end,
         )
     if header.payload_end > len(data):
         raise TruncatedImage(
@@ -171,7 +175,7 @@ def pack_image(image: McubootImage) -> bytes:
 
 
 def check_hash(data: Buffer, layout: McubootLayout) -> bytes | None:
-    """Return the digest that the hash TLVs and the bytes agree on.
+    """Return the digest that the hash TLV (the first of several) and the bytes agree on.
 
     None means that it cannot be said: the image is encrypted (the hash is that of the plain text) or signed without a
     hash (`SIG_PURE`). Raises `HashMismatch`, or `NoHash`.
@@ -181,7 +185,7 @@ def check_hash(data: Buffer, layout: McubootLayout) -> bytes | None:
         if any(span.kind == TlvType.SIG_PURE for span in layout.unprotected.entries):
             return None
         raise NoHash("the image has no hash, so no boot loader takes it", offset=layout.unprotected.offset)
-    digest = b""
+    agreed: bytes | None = None
     for span in stored:
         digest = digest_of(data, layout, TlvType(span.kind))
         found = bytes(memoryview(data)[span.offset : span.end])
@@ -194,7 +198,8 @@ def check_hash(data: Buffer, layout: McubootLayout) -> bytes | None:
                 expected=digest.hex(),
                 found=found[:64].hex() or "nothing",
             )
-    return digest
+        agreed = agreed or digest
+    return agreed
 
 
 def digest_of(data: Buffer, layout: McubootLayout, kind: TlvType = TlvType.SHA256) -> bytes:

@@ -1,7 +1,7 @@
 """From firmware to a signed MCUboot image, as imgtool makes it. The key stays outside: a function signs 32 bytes.
 
 Every scheme signs the SHA-256 of the image: RSA and ECDSA take it as their digest, Ed25519 as its whole message.
-Source: docs/reference/mcuboot.md; mcu-tools/mcuboot:scripts/imgtool/image.py (`Image.create`) and scripts/imgtool/keys/.
+Source: docs/reference/mcuboot.md; mcu-tools/mcuboot:scripts/imgtool/image.py (`Image.create`), scripts/imgtool/keys/.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from flota.images.mcuboot.header import HEADER_SIZE, HEADER_SIZE_MAX, ImageFlag, ImageVersion
+from flota.images.mcuboot.header import HEADER_SIZE, HEADER_SIZE_MAX, NO_FLAGS, ImageFlag, ImageVersion
 from flota.images.mcuboot.image import McubootImage, pack_signed_part
 from flota.images.mcuboot.tlvs import SECURITY_COUNTER_SIZE, Dependency, Tlv, TlvType
 from flota.images.model import ImageError
@@ -121,7 +121,7 @@ def sign_image(image: McubootImage, signer: ImageSigner | None, *, full_key: boo
 
 
 def _placement(options: ImageOptions) -> tuple[ImageFlag, int]:
-    flags = ImageFlag.NON_BOOTABLE if options.non_bootable else ImageFlag(0)
+    flags = ImageFlag.NON_BOOTABLE if options.non_bootable else NO_FLAGS
     if options.load_address is not None and options.rom_address is not None:
         raise ImageError("an image is either loaded into RAM or fixed in ROM", hint="Give one of the two addresses.")
     if options.load_address is not None:

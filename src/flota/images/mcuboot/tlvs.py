@@ -179,7 +179,10 @@ def walk_area(data: Buffer, offset: int, magic: int) -> TlvArea:
     """
     if offset + AREA_HEADER_SIZE > len(data):
         raise TruncatedImage(
-            "the file ends before its TLVs", offset=offset, expected=f"{offset + AREA_HEADER_SIZE} bytes", found=len(data)
+            "the file ends before its TLVs",
+            offset=offset,
+            expected=f"{offset + AREA_HEADER_SIZE} bytes",
+            found=len(data),
         )
     found, size = _AREA.unpack_from(data, offset)
     if found != magic:

@@ -35,8 +35,8 @@ SLOT_SIZE_MAX: Final = 256 * 1024 * 1024
 class SlotShape:
     """What of a slot decides about its trailer.
 
-    `size` in bytes; `align` is the smallest write of the flash, `max_align` the larger one of both slots (None = `align`,
-    at least 8); `max_sectors` is how many sectors a swap can have; `erased` the value of an erased byte.
+    `size` in bytes; `align` is the smallest write of the flash, `max_align` the larger one of both slots (None =
+    `align`, at least 8); `max_sectors` is how many sectors a swap can have; `erased` the value of an erased byte.
     """
 
     size: int
@@ -52,7 +52,9 @@ class SlotShape:
         if self.align not in ALIGNMENTS:
             raise ImageError("bad alignment", expected=_choice(ALIGNMENTS), found=self.align)
         if self.cell not in MAX_ALIGNMENTS or self.cell < self.align:
-            raise ImageError("bad maximum alignment", expected=f"{_choice(MAX_ALIGNMENTS)}, at least --align", found=self.cell)
+            raise ImageError(
+                "bad maximum alignment", expected=f"{_choice(MAX_ALIGNMENTS)}, at least --align", found=self.cell
+            )
         if not 0 < self.max_sectors <= MAX_SECTORS_LIMIT:
             raise ImageError("bad number of sectors", expected=f"1 to {MAX_SECTORS_LIMIT}", found=self.max_sectors)
         if self.erased not in (0, 0xFF):

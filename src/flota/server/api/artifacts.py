@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from flota.server.context import ServerContext
 
 RawHeaders = list[tuple[bytes, bytes]]
+Fields = dict[bytes, bytes]
 
 CHUNK_BYTES: Final = 64 * 1024
 """What is handed over at a time when not by `pathsend`: well above the 288 bytes of the first frame, small enough that
@@ -82,7 +83,7 @@ async def send_artifact(
     once, after a GET that had a body (200 or 206).
     Raises `NotFound` before anything is sent if there is no such file.
     """
-    headers = Headers(scope=scope)
+    headers = dict(scope["headers"])
     etag = f'"{sha256}"'
     common = _common_headers(etag, extra_headers or {}, last_modified, allow_range=allow_range)
     try:
@@ -209,11 +210,11 @@ def _common_headers(
     return list(named.items())
 
 
-def _not_modified(headers: Headers, etag: str, last_modified: datetime | None) -> bool:
+def _not_modified(headers: Fields, etag: str, last_modified: datetime | None) -> bool:
     """Return whether the client has this file already: by its ETag, else (only without If-None-Match) by its date."""
-    if "if-none-match" in headers:
-        return none_match(headers["if-none-match"], etag)
-    since = headers.get("if-modified-since")
+    if b"if-none-match" in headers:
+        return none_match(_text(headers, b"if-none-match"), etag)
+    since = _text(headers, b"if-modified-since")
     if since is None or last_modified is None:
         return False
     try:
@@ -222,12 +223,17 @@ def _not_modified(headers: Headers, etag: str, last_modified: datetime | None) -
         return False
 
 
-def _wanted_part(headers: Headers, etag: str, size: int, last_modified: datetime | None) -> ByteRange | None:
+def _wanted_part(headers: Fields, etag: str, size: int, last_modified: datetime | None) -> ByteRange | None:
     """Return the asked-for part; None for the whole file, also when If-Range names another file than this one."""
     date = None if last_modified is None else _http_date(last_modified)
-    if not if_range(headers.get("if-range"), etag, date):
+    if not if_range(_text(headers, b"if-range"), etag, date):
         return None
-    return parse_range(headers.get("range"), size)
+    return parse_range(_text(headers, b"range"), size)
+
+
+def _text(headers: Fields, name: bytes) -> str | None:
+    value = headers.get(name)
+    return None if value is None else value.decode("latin-1")
 
 
 def _http_date(moment: datetime) -> str:

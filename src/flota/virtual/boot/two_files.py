@@ -14,8 +14,8 @@ from typing import Final
 
 from flota.virtual.slots import SlotState
 
-SLOT_A: Final = "slot_a"
-SLOT_B: Final = "slot_b"
+SLOT_A: Final = "a"
+SLOT_B: Final = "b"
 SLOTS: Final = (SLOT_A, SLOT_B)
 FAILED_STATES: Final = frozenset({SlotState.ABORTED, SlotState.INVALID})
 
