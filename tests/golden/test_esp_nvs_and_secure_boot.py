@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tests.golden.vendor_data import vendor_bytes, vendor_json, vendor_names
 
 from flota.images.esp_app import walk_image
 from flota.images.esp_nvs import VIAM_NAMESPACE, VIAM_VERSION_KEY, looks_like_nvs, parse_nvs, read_string
 from flota.images.esp_nvs_writing import create_nvs, write_string
 from flota.images.esp_secure_boot import UntrustedKey, find_signature_blocks, public_key_digest, require_signed
+from tests.golden.vendor_data import vendor_bytes, vendor_json, vendor_names
 
 pytestmark = pytest.mark.golden
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from flota.images.esp_otadata import OtaEntry, looks_like_otadata, pack_otadata, parse_otadata
+from flota.images.esp_otadata import OtaEntry, blank_otadata, boot_app0, looks_like_otadata, pack_otadata, parse_otadata
 from flota.images.esp_partitions import (
-    PartitionTableError,
     check_table,
     csv_of,
     pack_table,
     parse_csv,
     parse_table,
 )
+from flota.images.esp_partitions.errors import MissingSystemOffset, NoEndRow
 from flota.images.inspection import inspect
 from flota.images.model import ImageFormat
 from tests.golden.vendor_data import vendor_bytes, vendor_file, vendor_json, vendor_names
@@ -46,15 +46,27 @@ def test_csv_gives_the_bytes_of_the_reference_tool(name: str) -> None:
 
 def test_boot_loader_rows_need_the_chip_and_then_match_the_reference_tool() -> None:
     text = vendor_bytes("esp32/partitions/idf_partitions_ota_3.csv")
-    with pytest.raises(PartitionTableError, match="boot loader offset"):
+    with pytest.raises(MissingSystemOffset, match="boot loader offset"):
         parse_csv(text)
+    with pytest.raises(MissingSystemOffset, match="recovery"):
+        parse_csv(text, bootloader_offset=0x1000)
     table = parse_csv(text, bootloader_offset=0x1000, recovery_bootloader_offset=0x3F0000)
     expected = vendor_bytes("esp32/partitions/idf_partitions_ota_3.bl1000_rec3f0000.expected.bin")
     assert pack_table(table) == expected
 
 
+BINARIES = vendor_names("esp32/partitions/*.expected.bin")
+
+
+@pytest.mark.parametrize("name", BINARIES)
+def test_every_binary_of_the_reference_tool_comes_back_through_csv(name: str) -> None:
+    data = vendor_bytes(name)
+    text = csv_of(parse_table(data))
+    assert pack_table(parse_csv(text, bootloader_offset=0x1000, recovery_bootloader_offset=0x3F0000)) == data
+
+
 def test_a_table_without_end_row_is_refused() -> None:
-    with pytest.raises(PartitionTableError, match="no end row"):
+    with pytest.raises(NoEndRow):
         parse_table(vendor_bytes("esp32/partitions/esptool_partitions_singleapp.bin"))
 
 
@@ -73,7 +85,6 @@ def test_otadata_is_recognised_and_its_entries_are_those_of_the_independent_pars
 
 def test_the_initial_otadata_of_the_arduino_core_is_two_entries() -> None:
     vendor_file("esp32/otadata/arduino_boot_app0.bin")
-    assert parse_otadata(vendor_bytes("esp32/otadata/arduino_boot_app0.bin")) == (
-        OtaEntry.for_seq(1),
-        OtaEntry.for_seq(0),
-    )
+    assert boot_app0() == vendor_bytes("esp32/otadata/arduino_boot_app0.bin")
+    assert parse_otadata(boot_app0()) == (OtaEntry.for_seq(1), OtaEntry.for_seq(0))
+    assert blank_otadata() == vendor_bytes("esp32/otadata/idf_ota_data_initial.bin")

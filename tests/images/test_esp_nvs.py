@@ -258,11 +258,19 @@ def test_of_two_entries_of_one_key_the_newer_one_counts() -> None:
 
 def test_a_damaged_entry_is_not_read() -> None:
     data = bytearray(create_nvs(0x3000, {NAMESPACE: {KEY: "v1", "b": "w"}}))
-    data[ENTRIES_OFFSET + 2 * 32] ^= 1
+    data[ENTRIES_OFFSET + 32 + 9] ^= 1
     with pytest.raises(NvsMissing):
         read_string(data, NAMESPACE, KEY)
-    assert parse_nvs(data).pages[0].damaged == (1,)
+    assert 1 in parse_nvs(data).pages[0].damaged
     assert read_string(data, NAMESPACE, "b") == "w"
+
+
+def test_an_entry_forged_inside_a_value_is_never_read_even_when_the_value_is_damaged() -> None:
+    forged = create_nvs(0x3000, {"n": {"k": "forged"}})[ENTRIES_OFFSET + 32 : ENTRIES_OFFSET + 96]
+    data = bytearray(create_nvs(0x3000, {"n": {"carrier": "x" * 63}}))
+    data[ENTRIES_OFFSET + 64 : ENTRIES_OFFSET + 128] = forged
+    with pytest.raises(NvsMissing):
+        read_string(data, "n", "k")
 
 
 def test_a_page_with_a_wrong_header_crc_is_not_read_and_reused_by_the_next_write() -> None:

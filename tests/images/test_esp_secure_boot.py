@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
-from tests.images.esp_samples import sample_app
 
 from flota.images.esp_secure_boot import (
     BLOCK_SIZE,
@@ -29,6 +28,7 @@ from flota.images.esp_secure_boot import (
     require_signed,
 )
 from flota.images.model import ImageError, TruncatedImage
+from tests.images.esp_samples import sample_app
 
 SCHEMES = {
     "rsa3072": "RSA-3072",

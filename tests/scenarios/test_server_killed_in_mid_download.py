@@ -7,8 +7,8 @@ import pytest
 
 from flota.client.management import ManagementClient
 from flota.client.schemas import Execution
-from flota.lab.demo_fleet import DemoDevice, RunningFleet
 from flota.lab.local_server import LocalServer
+from flota.lab.running_fleet import FleetDevice, RunningFleet
 from flota.lab.sample_firmware import sample_app
 from flota.trust.keys import PrivateKey
 from flota.trust.trust_file import TrustedSigners
@@ -19,8 +19,8 @@ SLOW_SPEED = 3.0
 """A 1 MiB image takes about five seconds to program at this speed: long enough to be in the middle."""
 
 DEVICES = [
-    *(DemoDevice(f"http-{i}", "esp32-c3", "sensor", "http-update", f"02:00:00:00:01:{i:02X}") for i in range(5)),
-    *(DemoDevice(f"ddi-{i}", "esp32-c3", "sensor", "ddi", f"02:00:00:00:02:{i:02X}") for i in range(5)),
+    *(FleetDevice(f"http-{i}", "esp32-c3", "sensor", "http-update", f"02:00:00:00:01:{i:02X}") for i in range(5)),
+    *(FleetDevice(f"ddi-{i}", "esp32-c3", "sensor", "ddi", f"02:00:00:00:02:{i:02X}") for i in range(5)),
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flota.boards.model import Slot, TypeProfile, Unfit, VersionFrom
+from flota.images.esp_idf_version import is_older_release
 from flota.images.esp_partitions import PartitionTable, parse_csv, parse_table
 from flota.images.model import ImageFormat, Inspection
 from flota.versions import version_order
@@ -48,6 +49,7 @@ def fit_check(profile: TypeProfile, inspection: Inspection, *, file_size: int, v
     reasons += _size(profile, file_size)
     reasons += _version(profile, inspection, version)
     reasons += _secure_version(profile, inspection)
+    reasons += _boot_loader(profile, inspection)
     return tuple(reasons)
 
 
@@ -165,6 +167,19 @@ def _secure_version(profile: TypeProfile, inspection: Inspection) -> Iterator[Un
             36,
             f"{minimum} or more",
             "none" if inspection.secure_version is None else str(inspection.secure_version),
+        )
+
+
+def _boot_loader(profile: TypeProfile, inspection: Inspection) -> Iterator[Unfit]:
+    known, built_with = profile.bootloader_idf_version, inspection.idf_version
+    if known and built_with and is_older_release(built_with, known):
+        yield Unfit(
+            "idf-version",
+            "the app was built with an older ESP-IDF than the boot loader of the type's devices",
+            144,
+            f"{known} or later",
+            built_with,
+            "Build it with the boot loader's ESP-IDF or a later one.",
         )
 
 

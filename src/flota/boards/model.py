@@ -81,6 +81,8 @@ class TypeProfile:
     version_from: VersionFrom = VersionFrom.RELEASE
     hardware_revision: str | None = None
     minimum_secure_version: int = 0
+    bootloader_idf_version: str | None = None
+    """The ESP-IDF version of the boot loader that the type's devices have, None = not known."""
 
 
 @dataclass(frozen=True, slots=True)

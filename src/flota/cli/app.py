@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any, Final
 
@@ -12,6 +13,10 @@ from typer.core import TyperGroup
 from flota import __version__
 from flota.cli.output import EXIT_DONE, EXIT_FAILED, fail, warn
 from flota.errors import FlotaError
+
+DEBUG_VARIABLE: Final = "FLOTA_DEBUG"
+EXIT_INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells have it."""
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "up": ("flota.cli.up", "Start the whole server with a data directory."),
@@ -66,7 +71,7 @@ class LazyCommands(TyperGroup):
         formatter.write_text("flota COMMAND --help shows each command's options, with examples.")
 
 
-app = typer.Typer(cls=LazyCommands, add_completion=False, no_args_is_help=True)
+app = typer.Typer(cls=LazyCommands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def _print_version(wanted: bool) -> None:
@@ -96,7 +101,13 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         warn("interrupted")
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        warn(f"internal error: {type(error).__name__}: {error}")
+        warn(f"  This is a bug in Flota. Run it again with {DEBUG_VARIABLE}=1 and report what it prints.")
+        sys.exit(EXIT_FAILED)
 
 
 def _speak_utf8(stream: Any) -> None:

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flota.cli.image_convert import convert
+from flota.cli.image_files import parse_size as _size
+from flota.cli.image_files import read_file as _read
+from flota.cli.image_files import write_file as _write
+from flota.cli.image_mcuboot import pack_mcuboot, verify
 from flota.cli.output import EXIT_FAILED, EXIT_WRONG_USE, echo, echo_json, print_table, warn
-from flota.errors import InvalidInput
 
 if TYPE_CHECKING:
     from flota.boards.model import Unfit
@@ -18,9 +22,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look into, pack and convert firmware files.")
 pack = typer.Typer(no_args_is_help=True, help="Pack firmware into an image that devices take.")
 app.add_typer(pack, name="pack")
-
-READ_LIMIT_BYTES = 1024 * 1024 * 1024
-"""Larger files are refused before they are read."""
+app.command()(convert)
+app.command()(verify)
+pack.command("mcuboot")(pack_mcuboot)
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="The file.", metavar="FILE")]
 Output = Annotated[Path, typer.Option("-o", "--output", dir_okay=False, help="Where the result goes.", metavar="OUT")]
@@ -221,33 +225,3 @@ def _address_and_file(text: str) -> tuple[int, Path]:
     if not colon or not path.is_file():
         raise typer.BadParameter(f"{text!r} is neither an ELF file nor ADDR:FILE")
     return _size(address), path
-
-
-def _size(text: str) -> int:
-    """Return a number as people write it: 0x8000, 65536, 64K, 4M, 4MB."""
-    digits = text.strip().lower().removesuffix("b") if not text.lower().startswith("0x") else text.strip().lower()
-    unit = {"k": 1024, "m": 1024 * 1024}.get(digits[-1:], 1)
-    try:
-        return int(digits[:-1] if unit > 1 else digits, 0) * unit
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a number such as 0x8000, 64K or 4M") from error
-
-
-def _read(path: Path) -> bytes:
-    """Return the file's bytes; raises `InvalidInput` when it is too large or cannot be read."""
-    try:
-        size = path.stat().st_size
-        if size > READ_LIMIT_BYTES:
-            raise InvalidInput("the file is too large", expected=f"at most {READ_LIMIT_BYTES} bytes", found=size)
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path.name}", found=error.strerror) from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    from flota.durable_files import write_durably
-
-    try:
-        write_durably(path, data)
-    except OSError as error:
-        raise InvalidInput(f"cannot write {path}", found=error.strerror) from error

@@ -32,6 +32,8 @@ _SYMBOLS: Final = {
     "data": "d",
     "segment": "s",
     "otadata": "o",
+    "tlv": "T",
+    "trailer": "t",
     "raw": "▒",
 }
 """Region kind -> its letter in the bar. Colours only repeat what the letters say."""

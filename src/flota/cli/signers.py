@@ -13,6 +13,7 @@ from flota.cli.output import warn
 from flota.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
+    from flota.images.mcuboot import ImageSigner
     from flota.trust.keys import PrivateKey
     from flota.trust.signatures import Signature
 
@@ -83,22 +84,14 @@ def read_private_key(reference: str, password: str | None = None) -> PrivateKey:
     """Return the private key that a path or a name means. Raises `NotFound` or a kind of `BadKey`."""
     from flota.trust.keys import PrivateKey
 
-    path = find_key(reference)
-    if path.stat().st_mode & 0o077:
-        warn(f"warning: others on this machine can read {path}; `chmod 600 {path}`")
-    return PrivateKey.from_pem(_read_key_file(path), password)
+    return PrivateKey.from_pem(_read_key_file(_checked_key_path(reference)), password)
 
 
 def read_public_key(reference: str) -> str:
     """Return the public key (PEM) that a path or a name means: NAME.pub beside a named key, or the file itself."""
     from flota.trust.keys import PublicKey
 
-    path = Path(reference)
-    if not path.is_file():
-        path = find_key(reference)
-        public = path.with_suffix(PUBLIC_SUFFIX)
-        path = public if public.is_file() else path
-    return PublicKey.from_pem(_read_key_file(path)).pem
+    return PublicKey.from_pem(_read_key_file(_public_key_path(reference))).pem
 
 
 def signer_from_options(
@@ -129,6 +122,62 @@ def signer_from_options(
 
     command, pem = parse_signer(signer or ""), read_public_key(public_key)
     return Signer(key_id_of(pem), pem, lambda message: sign_with_program(command, message, pem))
+
+
+def image_signer_from_options(
+    *,
+    key: str | None = None,
+    signer: str | None = None,
+    public_key: str | None = None,
+    password_prompt: bool = False,
+    password_file: Path | None = None,
+) -> ImageSigner:
+    """Return who signs MCUboot images: as `signer_from_options`, and RSA-3072 keys too."""
+    from flota.images.mcuboot import ImageKeyKind, ImageSigner
+    from flota.trust.image_keys import ImagePrivateKey, ImagePublicKey
+
+    if (key is None) == (signer is None):
+        raise InvalidInput("who signs?", hint="Give either --key KEY or --signer exec:COMMAND with --public-key FILE.")
+    if key is not None:
+        path = _checked_key_path(key)
+        password = read_password(prompt=password_prompt, password_file=password_file)
+        return ImagePrivateKey.from_pem(_read_key_file(path), password).signer
+    if public_key is None:
+        raise InvalidInput(
+            "--signer needs the public key", hint="Give --public-key FILE: what the program answers is checked with it."
+        )
+    from flota.transports.exec_signer import parse_signer, sign_digest_with_program
+
+    command = parse_signer(signer or "")
+    public = ImagePublicKey.from_pem(_read_key_file(_public_key_path(public_key)))
+
+    def sign(digest: bytes) -> bytes:
+        return sign_digest_with_program(
+            command,
+            digest,
+            algorithm=public.algorithm,
+            takes="message" if public.kind is ImageKeyKind.ED25519 else "sha256",
+            key_id=public.key_hash.hex(),
+            is_signature=lambda answer: public.is_signature_of(digest, answer),
+        )
+
+    return ImageSigner(public.kind, public.encoded, sign)
+
+
+def _checked_key_path(reference: str) -> Path:
+    path = find_key(reference)
+    if path.stat().st_mode & 0o077:
+        warn(f"warning: others on this machine can read {path}; `chmod 600 {path}`")
+    return path
+
+
+def _public_key_path(reference: str) -> Path:
+    path = Path(reference)
+    if path.is_file():
+        return path
+    path = find_key(reference)
+    public = path.with_suffix(PUBLIC_SUFFIX)
+    return public if public.is_file() else path
 
 
 def _read_key_file(path: Path) -> bytes:

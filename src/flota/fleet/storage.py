@@ -6,7 +6,6 @@ transaction, so callers never have to remember it.
 What each method returns and raises stands with its implementation in `flota.store.queries`.
 """
 
-# ruff: noqa: D102
 
 from __future__ import annotations
 

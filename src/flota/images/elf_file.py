@@ -1,7 +1,7 @@
 """What an ELF file of any machine puts into flash: the bytes that `objcopy -O binary` takes, with their addresses.
 
-These are the sections that are allocated and have contents, at their load addresses: those of the segment that each lies
-in. A stripped file without sections gives its loadable segments. For ESP images there is `images.esp_elf`.
+These are the sections that are allocated and have contents, at their load addresses: those of the segment that each
+lies in. A stripped file without sections gives its loadable segments. For ESP images there is `images.esp_elf`.
 Source: docs/reference/intel-hex.md; System V gABI, chapters 4 (object files) and 5 (program loading).
 """
 
@@ -183,6 +183,6 @@ def _loaded(section: _Piece, segments: list[_Piece]) -> _Piece | None:
     """Return the section at its load address; None when no segment loads it."""
     for segment in segments:
         inside = section.offset - segment.offset
-        if 0 <= inside and inside + section.size <= segment.size:
+        if inside >= 0 and inside + section.size <= segment.size:
             return _Piece(section.kind, section.flags, section.offset, segment.address + inside, section.size)
     return None

@@ -17,9 +17,10 @@ from flota.images.esp_app import (
 )
 from flota.images.esp_chips import CHIPS, FLASH_SIZES, SPI_MODES, EspChip, chip_name_of
 from flota.images.esp_desc import EspAppDesc, EspBootloaderDesc, parse_bootloader_desc
+from flota.images.esp_idf_version import is_older_release
 from flota.images.esp_merged import EspMergedImage
 from flota.images.esp_partitions import TABLE_SIZE, check_table
-from flota.images.esp_signature import SIGNATURE_SECTOR_SIZE, SignatureBlock, find_signature_blocks
+from flota.images.esp_secure_boot import SIGNATURE_SECTOR_SIZE, SignatureBlock, find_signature_blocks
 from flota.images.esp_verify import app_desc_of, layout_findings
 from flota.images.markers import find_markers
 from flota.images.model import Finding, ImageError, ImageFormat, Inspection, Property, Region
@@ -77,6 +78,7 @@ def inspect_esp_image(data: Buffer) -> Inspection:
         validation_hash=validation_hash,
         secure_version=desc.secure_version if desc else None,
         min_chip_revision=layout.header.min_chip_revision,
+        idf_version=(desc.idf_version if desc else bootloader_desc.idf_version if bootloader_desc else None) or None,
         max_chip_revision=layout.header.effective_max_revision,
         properties=tuple(_properties(layout, desc, bootloader_desc, blocks)),
         regions=regions,
@@ -108,6 +110,7 @@ def inspect_merged(data: Buffer, merged: EspMergedImage) -> Inspection:
     if merged.bootloader_layout is None:
         findings.append(Finding("error", "bad-image", "the boot loader inside is broken", merged.bootloader_offset))
     findings += check_table(merged.table, table_offset=merged.table_offset)
+    findings += _newer_bootloader(view[merged.bootloader_offset :], merged, desc)
     properties = [
         Property("chip", merged.chip.title),
         Property("boot loader", f"at {merged.bootloader_offset:#x}"),
@@ -129,6 +132,20 @@ def inspect_merged(data: Buffer, merged: EspMergedImage) -> Inspection:
         findings=tuple(findings),
         markers=find_markers(data),
     )
+
+
+def _newer_bootloader(bootloader: memoryview, merged: EspMergedImage, app_desc: EspAppDesc | None) -> Iterator[Finding]:
+    """Yield a warning when the app inside was built with an older ESP-IDF than the boot loader in front of it."""
+    desc = _bootloader_desc(bootloader, merged.bootloader_layout) if merged.bootloader_layout else None
+    if desc and app_desc and is_older_release(app_desc.idf_version, desc.idf_version):
+        yield Finding(
+            "warning",
+            "idf-version",
+            "the app was built with an older ESP-IDF than the boot loader, which need not start it",
+            merged.bootloader_offset,
+            f"{desc.idf_version} or later",
+            app_desc.idf_version,
+        )
 
 
 def _product_text(desc: EspAppDesc | None, field: Literal["version", "project"]) -> str | None:
@@ -227,10 +244,13 @@ def _remarks(
         yield Finding("warning", "entry", "the program starts at an address that no segment holds", 4, None, found)
     if not layout.header.hash_appended:
         yield Finding("warning", "no-hash", "no SHA-256 is appended: damage is found by a one-byte checksum only", 23)
-    for block in blocks:
-        if not (block.digest_ok and block.crc_ok):
-            what = "digest" if not block.digest_ok else "CRC"
-            yield Finding("error", "bad-signature-block", f"the {what} of the signature block is wrong", block.offset)
+    for number, block in enumerate(blocks, start=1):
+        if not block.verified:
+            level: Literal["error", "warning"] = "warning" if block.verified is None else "error"
+            code = block.fault_code or "secure-boot"
+            yield Finding(level, code, f"signature block {number}: {block.fault}", block.offset)
+    if len(blocks) > 1 and layout.header.chip and layout.header.chip.name == "esp32":
+        yield Finding("note", "signature-blocks", "an ESP32 looks at the first signature block only", blocks[1].offset)
     rest = memoryview(data)[layout.image_size :]
     if rest and not blocks:
         text = f"{len(rest)} bytes follow the image; no device checks them"
@@ -268,8 +288,10 @@ def _properties(
     yield Property("entry", f"{header.entry:#010x}")
     yield Property("image size", f"{layout.image_size} bytes")
     yield Property("appended hash", "yes" if header.hash_appended else "no")
-    for block in blocks:
-        yield Property("secure boot v2 signature", f"{block.scheme}, key digest {block.key_digest}")
+    for number, block in enumerate(blocks, start=1):
+        verified = {True: "verified", False: "does not hold", None: "not verified"}[block.verified]
+        digest = f"key digest {block.key_digest}, " if block.key_digest else ""
+        yield Property(f"secure boot v2 block {number}", f"{block.scheme}, {digest}{verified}")
 
 
 def _revisions(minimum: int, maximum: int | None) -> str:

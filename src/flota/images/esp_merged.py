@@ -12,13 +12,13 @@ from typing import Final
 from flota.images.esp_app import IMAGE_MAGIC, EspImageLayout, parse_header, walk_image
 from flota.images.esp_chips import CHIPS, EspChip
 from flota.images.esp_partitions.binary import ENTRY_MAGIC, parse_table
+from flota.images.esp_partitions.errors import PartitionTableError
 from flota.images.esp_partitions.table import (
     DEFAULT_TABLE_OFFSET,
     TABLE_SECTOR_SIZE,
     TABLE_SIZE,
     Partition,
     PartitionTable,
-    PartitionTableError,
 )
 from flota.images.model import ImageError
 

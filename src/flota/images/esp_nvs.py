@@ -48,6 +48,7 @@ PAGE_HEADER: Final = struct.Struct("<IIB19sI")
 """State, sequence number, version, unused (0xFF), CRC over sequence number, version and unused."""
 ENTRY_HEADER: Final = struct.Struct("<BBBBI16s8s")
 """Namespace index, type, span, chunk index, CRC, key, data."""
+ENTRY_CRC: Final = struct.Struct("<I")
 STRING_DATA: Final = struct.Struct("<HHI")
 """Size with NUL, 0xFFFF, CRC of the string with NUL."""
 assert PAGE_HEADER.size == BITMAP_OFFSET
@@ -383,24 +384,24 @@ def _walk(page: memoryview, page_index: int, states: tuple[int, ...]) -> Iterato
     """Yield each written entry that begins an item, with the item or None when its checks fail."""
     entry = 0
     while entry < ENTRIES_PER_PAGE:
-        step = 1
+        span = 1
         if states[entry] == EntryState.WRITTEN:
-            item = _parse_item(page, page_index, entry, states)
-            step = item.span if item else 1
-            yield entry, item
-        entry += step
+            start = ENTRIES_OFFSET + entry * ENTRY_SIZE
+            raw = page[start : start + ENTRY_SIZE]
+            if raw[2] and entry + raw[2] <= ENTRIES_PER_PAGE and ENTRY_CRC.unpack_from(raw, 4)[0] == entry_crc(raw):
+                span = raw[2]
+                yield entry, _parse_item(page, page_index, entry, states)
+            else:
+                yield entry, None
+        entry += span
 
 
 def _parse_item(page: memoryview, page_index: int, entry: int, states: tuple[int, ...]) -> NvsItem | None:
-    """Return the item that begins at `entry`; None when a CRC is wrong, or it was not written to its end."""
+    """Return the item whose sound header is at `entry`; None when it was not written to its end, or wrongly."""
     start = ENTRIES_OFFSET + entry * ENTRY_SIZE
-    raw = page[start : start + ENTRY_SIZE]
-    namespace, kind, span, chunk, crc, key, data = ENTRY_HEADER.unpack(raw)
-    if crc != entry_crc(raw) or span == 0 or entry + span > ENTRIES_PER_PAGE:
-        return None
-    content = data
+    namespace, kind, span, chunk, _, key, content = ENTRY_HEADER.unpack_from(page, start)
     if kind in _SPANNING:
-        size, _, data_crc = STRING_DATA.unpack(data)
+        size, _, data_crc = STRING_DATA.unpack(content)
         if span != 1 + -(-size // ENTRY_SIZE) or any(s != EntryState.WRITTEN for s in states[entry : entry + span]):
             return None
         content = bytes(page[start + ENTRY_SIZE : start + ENTRY_SIZE + size])

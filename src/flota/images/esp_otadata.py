@@ -20,6 +20,8 @@ OTADATA_SIZE: Final = 0x2000
 SECTOR_SIZE: Final = 0x1000
 ENTRY_SIZE: Final = 32
 ENTRY_OFFSETS: Final = (0, SECTOR_SIZE)
+SLOTS_MAX: Final = 16
+"""ota_0 to ota_15."""
 SEQ_BLANK: Final = 0xFFFF_FFFF
 
 _ENTRY: Final = struct.Struct("<I20sII")
@@ -118,6 +120,59 @@ def parse_otadata(data: Buffer) -> tuple[OtaEntry, OtaEntry]:
 def pack_otadata(first: OtaEntry, second: OtaEntry) -> bytes:
     """Return the 0x2000 bytes of an otadata partition with these entries, the rest erased."""
     return pack_entry(first).ljust(SECTOR_SIZE, b"\xff") + pack_entry(second).ljust(SECTOR_SIZE, b"\xff")
+
+
+def blank_otadata() -> bytes:
+    """Return what ESP-IDF flashes at first (`ota_data_initial.bin`): all erased, so that factory or ota_0 boots."""
+    return b"\xff" * OTADATA_SIZE
+
+
+def boot_app0() -> bytes:
+    """Return what the Arduino core flashes at first (`boot_app0.bin`): sequence numbers 1 and 0, ota_0 boots."""
+    return pack_otadata(OtaEntry.for_seq(1), OtaEntry.for_seq(0))
+
+
+def otadata_for_slot(slot: int, *, state: int = OtaState.UNDEFINED) -> bytes:
+    """Return a fresh otadata partition that boots ota slot `slot` (0 = ota_0), whatever the number of slots above it.
+
+    Raises `ImageError` for a slot that cannot be: there are ota_0 to ota_15.
+    """
+    _check_slot(slot, SLOTS_MAX)
+    return pack_otadata(OtaEntry.for_seq(slot + 1, state), OtaEntry())
+
+
+def next_choice(
+    entries: tuple[OtaEntry, OtaEntry], slot: int, slot_count: int, *, state: int = OtaState.UNDEFINED
+) -> tuple[int, OtaEntry]:
+    """Return which sector an app rewrites to boot ota slot `slot` of `slot_count` next, and the entry it writes there.
+
+    As `esp_ota_set_boot_partition`: the active entry again when it names the slot already, else the other sector with
+    the next sequence number that names it; the label bytes stay. Raises `ImageError` for a slot that is not there, or
+    when the sequence numbers are used up (the device then loses the choice without a word).
+    """
+    _check_slot(slot, slot_count)
+    active = active_entry(*entries)
+    if active is None:
+        sector, seq = 0, slot + 1
+    elif entries[active].slot_index(slot_count) == slot:
+        sector, seq = active, entries[active].seq
+    else:
+        sector, current = 1 - active, entries[active].seq
+        seq = current + ((slot + 1 - current) % slot_count or slot_count)
+    if seq >= SEQ_BLANK:
+        raise ImageError("the sequence numbers of otadata are used up", expected=f"below {SEQ_BLANK:#x}", found=seq)
+    return sector, OtaEntry.for_seq(seq, state, label=entries[sector].label)
+
+
+def with_entry(otadata: Buffer, sector: int, entry: OtaEntry) -> bytes:
+    """Return the otadata partition after sector 0 or 1 was erased and `entry` written to it."""
+    first, second = parse_otadata(otadata)
+    return pack_otadata(entry, second) if sector == 0 else pack_otadata(first, entry)
+
+
+def _check_slot(slot: int, slot_count: int) -> None:
+    if not 0 <= slot < slot_count <= SLOTS_MAX:
+        raise ImageError("no such ota slot", expected=f"0 to {min(slot_count, SLOTS_MAX) - 1}", found=slot)
 
 
 def active_entry(first: OtaEntry, second: OtaEntry) -> int | None:

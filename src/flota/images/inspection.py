@@ -1,7 +1,7 @@
 """`inspect()`: tell what a file is, read what it says, and name everything that is wrong with it. Never raises.
 
-Which format it is, is decided by the bytes alone, in this order: an ESP image (or a merged one, or an ESP8266 one), a
-partition table, otadata, the other known kinds of files, raw bytes.
+Which format it is, is decided by the bytes alone, in this order: an MCUboot image, an ESP image (or a merged one,
+or an ESP8266 one), a partition table, otadata, NVS, the other known kinds of files, raw bytes.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from flota.images.esp8266 import APP_OFFSET, find_esp8266_segments
 from flota.images.esp_app import IMAGE_MAGIC, parse_header, walk_image
 from flota.images.esp_inspection import finding_of, inspect_esp_image, inspect_merged
 from flota.images.esp_merged import BOOTLOADER_OFFSETS, find_merged
+from flota.images.esp_nvs import looks_like_nvs
+from flota.images.esp_nvs_inspection import inspect_nvs
 from flota.images.esp_otadata import ENTRY_OFFSETS, looks_like_otadata, parse_otadata, state_name
 from flota.images.esp_partitions import PartitionTableError, check_table, parse_table
 from flota.images.esp_partitions.binary import ENTRY_MAGIC
 from flota.images.esp_partitions.table import TABLE_SIZE
 from flota.images.markers import find_markers
+from flota.images.mcuboot.header import is_mcuboot
+from flota.images.mcuboot.inspection import inspect_mcuboot
 from flota.images.model import Finding, ImageError, ImageFormat, Inspection, Property, Region, TruncatedImage
 from flota.images.other_files import recognise
 from flota.images.text import cleaned_text
@@ -59,6 +63,8 @@ def inspection_as_dict(inspection: Inspection) -> dict[str, object]:
 def _inspect_by_content(data: Buffer) -> Inspection:
     if not data:
         return _other(data, ImageFormat.RAW, findings=(Finding("error", "empty", "the file is empty"),))
+    if is_mcuboot(data):
+        return inspect_mcuboot(data)
     if any(len(data) > offset and data[offset] == IMAGE_MAGIC for offset in BOOTLOADER_OFFSETS):
         merged = find_merged(data)
         if merged:
@@ -71,6 +77,8 @@ def _inspect_by_content(data: Buffer) -> Inspection:
         return _partition_table(data)
     if looks_like_otadata(data):
         return _otadata(data)
+    if looks_like_nvs(data):
+        return inspect_nvs(data)
     other = recognise(data)
     if other:
         note = Finding(

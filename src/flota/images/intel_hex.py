@@ -66,8 +66,8 @@ def parse_hex(text: Buffer) -> MemoryMap:
     """Return what the file holds and where the program starts.
 
     Memory grows with the data in the file, never with the addresses. Raises `HexError` for lines that are no record,
-    checksums, types, lengths and addresses, `TruncatedImage` without an end record, `OverlappingMemory`, or `ImageError`
-    when nothing is in it.
+    checksums, types, lengths and addresses, `TruncatedImage` without an end record, `OverlappingMemory`, or
+    `ImageError` when nothing is in it.
     """
     if len(text) > HEX_FILE_MAX_BYTES:
         raise HexError("the file is too large", expected=f"at most {HEX_FILE_MAX_BYTES} bytes", found=len(text))
@@ -103,7 +103,7 @@ def parse_hex(text: Buffer) -> MemoryMap:
 
 
 def pack_hex(held: MemoryMap, *, data_per_record: int = DATA_PER_RECORD) -> bytes:
-    """Return `held` as Intel HEX with linear addresses, upper-case digits and `\\n` line ends.
+    """Return `held` as Intel HEX with linear addresses, upper-case digits and bare line feeds.
 
     Records hold up to `data_per_record` bytes (1 to 255). Raises `HexError` for addresses above 32 bits.
     """

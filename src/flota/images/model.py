@@ -18,9 +18,11 @@ class ImageFormat(enum.StrEnum):
     ESP_MERGED = "esp-merged"
     ESP_PARTITION_TABLE = "esp-partition-table"
     ESP_OTADATA = "esp-otadata"
+    ESP_NVS = "esp-nvs"
     ESP_DELTA_PATCH = "esp-delta-patch"
     ESP_ENCRYPTED = "esp-encrypted-image"
     ESP8266_APP = "esp8266-app"
+    MCUBOOT = "mcuboot"
     ELF = "elf"
     GZIP = "gzip"
     ZIP = "zip"
@@ -105,6 +107,8 @@ class Inspection:
     secure_version: int | None = None
     min_chip_revision: int | None = None
     """major x 100 + minor."""
+    idf_version: str | None = None
+    """The ESP-IDF version that an ESP app or boot loader was built with, as its descriptor says it."""
     max_chip_revision: int | None = None
     properties: tuple[Property, ...] = ()
     regions: tuple[Region, ...] = ()

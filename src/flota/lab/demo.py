@@ -17,8 +17,8 @@ from typing import Final, Protocol
 from flota.client.management import ManagementClient
 from flota.client.schemas import Execution, Rollout
 from flota.errors import FlotaError, PeerError
-from flota.lab.demo_fleet import DemoDevice, DeviceSnapshot, RunningFleet
 from flota.lab.local_server import LocalServer
+from flota.lab.running_fleet import DeviceSnapshot, FleetDevice, RunningFleet
 from flota.lab.sample_firmware import sample_app, sample_linux_file
 from flota.trust.keys import PrivateKey
 from flota.trust.trust_file import TrustedSigners
@@ -42,11 +42,11 @@ POLL_INTERVAL_S: Final = 10.0
 
 DEVICES: Final = (
     *(
-        DemoDevice(f"sensor-http-{i}", "esp32-c3", SENSOR, "http-update", f"02:F1:07:00:01:{i:02X}")
+        FleetDevice(f"sensor-http-{i}", "esp32-c3", SENSOR, "http-update", f"02:F1:07:00:01:{i:02X}")
         for i in range(1, 5)
     ),
-    *(DemoDevice(f"sensor-ddi-{i}", "esp32-c3", SENSOR, "ddi", f"02:F1:07:00:02:{i:02X}") for i in range(1, 5)),
-    *(DemoDevice(f"edge-box-{i}", "generic-linux", EDGE_BOX, "ddi", f"02:F1:07:00:03:{i:02X}") for i in range(1, 3)),
+    *(FleetDevice(f"sensor-ddi-{i}", "esp32-c3", SENSOR, "ddi", f"02:F1:07:00:02:{i:02X}") for i in range(1, 5)),
+    *(FleetDevice(f"edge-box-{i}", "generic-linux", EDGE_BOX, "ddi", f"02:F1:07:00:03:{i:02X}") for i in range(1, 3)),
 )
 FIRST_WAVE: Final = ("sensor-http-1", "sensor-ddi-1")
 """The two devices that try version 3: one of each route."""

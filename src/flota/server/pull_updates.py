@@ -49,11 +49,15 @@ HELD_DELIVERIES_MAX: Final = 50_000
 
 @dataclass(frozen=True, slots=True)
 class PullReport:
-    """What a device says with its request. `free_space` in bytes; `chip` is the chip family of its client, if told."""
+    """What a device says with its request. `free_space` in bytes; `chip` is the chip family of its client, if told.
+
+    `asks_for_rest`: it asks for a later part of the image, so whatever was handed over before did not all arrive.
+    """
 
     running: ImageIdentity = field(default_factory=ImageIdentity)
     free_space: int | None = None
     chip: str | None = None
+    asks_for_rest: bool = False
 
     @property
     def is_update_client(self) -> bool:
@@ -195,7 +199,8 @@ class PullUpdates:
                 return
             details: dict[str, str | None] = {"delivery": live.outcome}
             if live.outcome == HANDED_OVER:
-                details["deliveries-whole"] = str(_count(execution, "deliveries-whole") + 1)
+                counted = execution.details.get("delivery") == HANDED_OVER  # its rest was asked for again
+                details["deliveries-whole"] = str(_count(execution, "deliveries-whole") + (not counted))
                 details["delivery-began-at"] = live.began_at.isoformat()
                 details["delivered-at"] = now.isoformat()
             said = "the image was handed over whole" if live.outcome == HANDED_OVER else "the delivery was interrupted"
@@ -208,10 +213,13 @@ class PullUpdates:
                 live.written = True
 
     def _judge(self, assignment: Assignment, report: PullReport) -> Judgement:
+        deliveries = self._deliveries(assignment.execution, attempts=assignment.policy.attempts)
+        if report.asks_for_rest and deliveries.stage is not DeliveryStage.NONE:
+            deliveries = replace(deliveries, stage=DeliveryStage.CUT)
         return judge_running_image(
             report.running,
             identity_of(assignment.release.artifact),
-            self._deliveries(assignment.execution, attempts=assignment.policy.attempts),
+            deliveries,
             cancel_requested=assignment.cancel_requested,
             silence_limit_s=assignment.policy.silence_limit_s,
             now=self._context.now(),

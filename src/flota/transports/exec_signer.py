@@ -21,6 +21,7 @@ import select
 import shlex
 import subprocess
 import time
+from collections.abc import Callable
 from typing import Final
 
 from flota.errors import FlotaError, InvalidInput
@@ -89,6 +90,38 @@ def sign_with_program(
             hint="The program has to write the raw signature to stdout and nothing else; check --public-key as well.",
         )
     return Signature(key_id=key.key_id, algorithm=key.algorithm.value, signature=output)
+
+
+def sign_digest_with_program(
+    command: tuple[str, ...],
+    digest: bytes,
+    *,
+    algorithm: str,
+    takes: str,
+    key_id: str,
+    is_signature: Callable[[bytes], bool],
+    timeout_s: float = SIGNER_TIMEOUT_S,
+) -> bytes:
+    """Return the program's signature of the MCUboot image with the SHA-256 `digest`, already checked by `is_signature`.
+
+    The program gets the 32 bytes of the digest for every kind of key; `algorithm`, `takes` (`sha256`, or `message` when
+    the digest is the whole message) and `key_id` go into its environment. Raises `SignerError` or `SignerTimeoutError`.
+    Source: docs/reference/mcuboot.md.
+    """
+    environment = os.environ | {
+        "FLOTA_SIGN_ALGORITHM": algorithm,
+        "FLOTA_SIGN_INPUT": takes,
+        "FLOTA_SIGN_KEY_ID": key_id,
+    }
+    output = _run(command, digest, environment, timeout_s)
+    if not is_signature(output):
+        raise SignerError(
+            "the signer's answer is not a signature by the public key",
+            expected=f"{algorithm} over the 32 bytes on stdin",
+            found=_describe(output),
+            hint="The program has to write the raw signature to stdout and nothing else; check --public-key as well.",
+        )
+    return output
 
 
 def _run(command: tuple[str, ...], given: bytes, environment: dict[str, str], timeout_s: float) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from flota.errors import InvalidInput, PeerError
 
 HEAD_MAX_BYTES: Final = 16 * 1024
 READ_BYTES: Final = 4096
+RECEIVE_WINDOW_BYTES: Final = 5760
+"""TCP window of an ESP32: four segments of 1440 bytes (espressif/esp-idf:components/lwip/Kconfig,
+LWIP_TCP_WND_DEFAULT). Linux doubles what it is given, for its own book-keeping."""
+
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 T = TypeVar("T")
@@ -75,7 +80,7 @@ async def http10_exchange(
     parts = split_url(url)
     port = parts.port or DEFAULT_PORTS[parts.scheme]
     secure = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
-    connecting = asyncio.open_connection(parts.hostname, port, ssl=secure, limit=HEAD_MAX_BYTES)
+    connecting = _connect(parts.hostname or "", port, secure)
     reader, writer = await _in_time(connecting, silence_limit_s, broken=f"cannot connect to {parts.hostname}:{port}")
     try:
         writer.write(request)
@@ -101,6 +106,32 @@ def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
         if colon:
             headers.setdefault(name.strip().lower(), value.strip())
     return int(words[1]), headers
+
+
+async def _connect(
+    host: str, port: int, tls: ssl.SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect with a device's small receive window, which has to be set before the connection is made.
+
+    It matters to the other side: what a device has not taken stays with the server, which so learns of a break.
+    """
+    loop = asyncio.get_running_loop()
+    failure: OSError | None = None
+    for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        link = socket.socket(family, kind, protocol)
+        try:
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_WINDOW_BYTES)
+            link.setblocking(False)
+            await loop.sock_connect(link, address)
+            name = host if tls is not None else None
+            return await asyncio.open_connection(sock=link, ssl=tls, server_hostname=name, limit=HEAD_MAX_BYTES)
+        except OSError as error:
+            link.close()
+            failure = error
+        except BaseException:
+            link.close()
+            raise
+    raise failure or OSError(f"{host} has no address")
 
 
 async def _read_head(reader: asyncio.StreamReader) -> bytes:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa,
 
 from flota.images.mcuboot import ImageKeyKind, ImageSigner
 from flota.trust.keys import load_private_key
-from flota.trust.public_keys import BadKey, load_public_key
+from flota.trust.public_keys import Algorithm, BadKey, load_public_key
 
 RSA_BITS: Final = {2048: ImageKeyKind.RSA_2048, 3072: ImageKeyKind.RSA_3072}
 RSA_EXPONENT: Final = 65537
@@ -25,6 +25,12 @@ DIGEST_SIZE: Final = 32
 
 _PSS = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=32)
 _PREHASHED = utils.Prehashed(hashes.SHA256())
+_ALGORITHMS: Final = {
+    ImageKeyKind.RSA_2048: "rsa-2048-pss-sha256",
+    ImageKeyKind.RSA_3072: "rsa-3072-pss-sha256",
+    ImageKeyKind.P256: Algorithm.ECDSA_P256_SHA256.value,
+    ImageKeyKind.ED25519: Algorithm.ED25519.value,
+}
 _EXPECTED: Final = "RSA-3072, P-256 or Ed25519 (RSA-2048 to verify)"
 
 _PublicObject = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
@@ -59,6 +65,11 @@ class ImagePublicKey:
             encoded=key.public_bytes(serialization.Encoding.DER, form),
             pem=key.public_bytes(serialization.Encoding.PEM, info).decode("ascii"),
         )
+
+    @property
+    def algorithm(self) -> str:
+        """What its signatures are, as a signing program is told."""
+        return _ALGORITHMS[self.kind]
 
     @property
     def key_hash(self) -> bytes:

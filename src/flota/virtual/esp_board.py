@@ -24,7 +24,7 @@ from flota.images.esp_partitions import (
     parse_csv,
     parse_table,
 )
-from flota.images.esp_signature import SIGNATURE_SECTOR_SIZE, find_signature_blocks
+from flota.images.esp_secure_boot import SIGNATURE_SECTOR_SIZE, find_signature_blocks
 from flota.images.esp_verify import verify_app
 from flota.images.markers import find_markers
 from flota.images.model import ImageError

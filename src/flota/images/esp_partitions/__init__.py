@@ -7,13 +7,13 @@ Source: docs/reference/esp-partitions.md; espressif/esp-idf:components/partition
 from flota.images.esp_partitions.binary import pack_table, parse_table
 from flota.images.esp_partitions.checks import check_table, require_valid
 from flota.images.esp_partitions.csv_text import csv_of, parse_csv
+from flota.images.esp_partitions.errors import PartitionTableError
 from flota.images.esp_partitions.table import (
     DEFAULT_TABLE_OFFSET,
     TABLE_SECTOR_SIZE,
     TABLE_SIZE,
     Partition,
     PartitionTable,
-    PartitionTableError,
     subtype_name,
     type_name,
 )

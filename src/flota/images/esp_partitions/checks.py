@@ -10,9 +10,27 @@ import itertools
 from collections.abc import Iterator
 from typing import Final
 
+from flota.images.esp_partitions.errors import (
+    LAYOUT_ERRORS,
+    BadAppSize,
+    BadOtadataSize,
+    BelowTable,
+    BeyondFlash,
+    DuplicateName,
+    EmptyPartition,
+    MisalignedPartition,
+    NvsTooSmall,
+    PartitionsOverlap,
+    PartitionTableError,
+    ReadonlyNotAllowed,
+    SeveralOtadata,
+    TooManyPartitions,
+)
 from flota.images.esp_partitions.table import (
+    APP_ALIGNMENT,
     DATA_ALIGNMENT,
     DEFAULT_TABLE_OFFSET,
+    ENTRY_SIZE,
     FLAG_ENCRYPTED,
     FLAG_READONLY,
     LABEL_MAX_BYTES,
@@ -24,6 +42,7 @@ from flota.images.esp_partitions.table import (
     SUBTYPE_PRIMARY,
     SUBTYPES,
     TABLE_SECTOR_SIZE,
+    TABLE_SIZE,
     TYPE_APP,
     TYPE_BOOTLOADER,
     TYPE_DATA,
@@ -31,7 +50,6 @@ from flota.images.esp_partitions.table import (
     TYPES,
     Partition,
     PartitionTable,
-    PartitionTableError,
     alignment_of,
 )
 from flota.images.model import Finding
@@ -43,71 +61,83 @@ SLOT_MAX_SIZE: Final = 16 * 1024 * 1024
 
 
 def check_table(
-    table: PartitionTable, *, table_offset: int = DEFAULT_TABLE_OFFSET, flash_size: int | None = None
+    table: PartitionTable,
+    *,
+    table_offset: int = DEFAULT_TABLE_OFFSET,
+    flash_size: int | None = None,
+    secure_boot_v1: bool = False,
 ) -> tuple[Finding, ...]:
     """Return everything wrong (errors) or doubtful (warnings) with a table that lies at `table_offset` (bytes).
 
-    With `flash_size` (bytes) the partitions must fit it.
+    With `flash_size` (bytes) the partitions must fit it. `secure_boot_v1` asks for app sizes that it can sign. The
+    `code` of an error is that of its class in `esp_partitions.errors`.
     """
-    findings = [finding for row in table.partitions for finding in _row_findings(row, table_offset)]
+    app_granule = APP_ALIGNMENT if secure_boot_v1 else DATA_ALIGNMENT
+    findings = list(_length(table))
+    findings += [finding for row in table.partitions for finding in _row_findings(row, table_offset, app_granule)]
     findings += _overlaps(table)
     findings += _names(table)
     findings += _otadata(table)
     findings += _slots(table)
     if flash_size is not None and table.end > flash_size:
         last = max(table.partitions, key=lambda row: row.end)
-        findings.append(
-            _error(
-                "flash-size",
-                f"partition {last.label!r} ends beyond the flash",
-                last.offset,
-                hex(flash_size),
-                hex(last.end),
-            )
-        )
+        text = f"partition {last.label!r} ends beyond the flash"
+        findings.append(_error(BeyondFlash, text, last.offset, hex(flash_size), hex(last.end)))
     return tuple(findings)
 
 
 def require_valid(
-    table: PartitionTable, *, table_offset: int = DEFAULT_TABLE_OFFSET, flash_size: int | None = None
+    table: PartitionTable,
+    *,
+    table_offset: int = DEFAULT_TABLE_OFFSET,
+    flash_size: int | None = None,
+    secure_boot_v1: bool = False,
 ) -> PartitionTable:
-    """Return `table` if `check_table` finds no error in it; else raise `PartitionTableError` with the first one."""
-    for finding in check_table(table, table_offset=table_offset, flash_size=flash_size):
+    """Return `table` if `check_table` finds no error in it; else raise the error class of the first one."""
+    findings = check_table(table, table_offset=table_offset, flash_size=flash_size, secure_boot_v1=secure_boot_v1)
+    for finding in findings:
         if finding.level == "error":
-            raise PartitionTableError(
+            raise LAYOUT_ERRORS[finding.code](
                 finding.text, offset=finding.offset, expected=finding.expected, found=finding.found, hint=finding.hint
             )
     return table
 
 
-def _error(code: str, text: str, offset: int | None, expected: str, found: str) -> Finding:
-    return Finding("error", code, text, offset, expected, found)
+def _error(kind: type[PartitionTableError], text: str, offset: int | None, expected: str, found: str) -> Finding:
+    return Finding("error", kind.code, text, offset, expected, found)
 
 
-def _row_findings(row: Partition, table_offset: int) -> Iterator[Finding]:
+def _length(table: PartitionTable) -> Iterator[Finding]:
+    """Yield an error when the binary has no room for the rows: the end row needs a place too, and the MD5 row."""
+    limit = TABLE_SIZE // ENTRY_SIZE - 1 - table.with_md5
+    if len(table.partitions) > limit:
+        yield _error(TooManyPartitions, "too many partitions", None, f"at most {limit}", str(len(table.partitions)))
+
+
+def _row_findings(row: Partition, table_offset: int, app_granule: int) -> Iterator[Finding]:
     alignment = alignment_of(row.type)
     if row.offset % alignment:
         yield _error(
-            "alignment",
+            MisalignedPartition,
             f"partition {row.label!r} is not aligned",
             row.offset,
             f"a multiple of {alignment:#x}",
             hex(row.offset),
         )
-    if row.type == TYPE_APP and row.size % DATA_ALIGNMENT:
+    if row.type == TYPE_APP and row.size % app_granule:
         yield _error(
-            "size",
+            BadAppSize,
             f"app partition {row.label!r} has an odd size",
             row.offset,
-            f"a multiple of {DATA_ALIGNMENT:#x}",
+            f"a multiple of {app_granule:#x}",
             hex(row.size),
         )
     if row.size == 0:
-        yield _error("size", f"partition {row.label!r} is empty", row.offset, "a size above 0", "0")
+        yield _error(EmptyPartition, f"partition {row.label!r} is empty", row.offset, "a size above 0", "0")
     primary = row.type in (TYPE_BOOTLOADER, TYPE_PARTITION_TABLE) and row.subtype == SUBTYPE_PRIMARY
     if row.offset < table_offset + TABLE_SECTOR_SIZE and not primary:
         yield _error(
-            "below-table",
+            BelowTable,
             f"partition {row.label!r} lies below the end of the partition table",
             row.offset,
             f"{table_offset + TABLE_SECTOR_SIZE:#x} or above",
@@ -115,11 +145,11 @@ def _row_findings(row: Partition, table_offset: int) -> Iterator[Finding]:
         )
     if row.readonly and row.type == TYPE_DATA and row.subtype in (SUBTYPE_DATA_OTA, SUBTYPE_DATA_COREDUMP):
         yield _error(
-            "readonly", f"partition {row.label!r} must be writable", row.offset, "no readonly flag", "readonly"
+            ReadonlyNotAllowed, f"partition {row.label!r} must be writable", row.offset, "no readonly flag", "readonly"
         )
     if row.type == TYPE_DATA and row.subtype == SUBTYPE_DATA_NVS and row.size < NVS_MIN_SIZE and not row.readonly:
         yield _error(
-            "size",
+            NvsTooSmall,
             f"NVS partition {row.label!r} is too small",
             row.offset,
             f"{NVS_MIN_SIZE:#x} or readonly",
@@ -136,7 +166,7 @@ def _overlaps(table: PartitionTable) -> Iterator[Finding]:
     for before, row in itertools.pairwise(rows):
         if row.offset < before.end:
             yield _error(
-                "overlap",
+                PartitionsOverlap,
                 f"partition {row.label!r} overlaps {before.label!r}",
                 row.offset,
                 f"{before.end:#x} or above",
@@ -149,7 +179,7 @@ def _names(table: PartitionTable) -> Iterator[Finding]:
     for row in table.partitions:
         if row.label in seen:
             yield _error(
-                "name", f"two partitions are called {row.label!r}", row.offset, "unique names", repr(row.label)
+                DuplicateName, f"two partitions are called {row.label!r}", row.offset, "unique names", repr(row.label)
             )
         seen.add(row.label)
         if len(row.label.encode("utf-8", "replace")) >= LABEL_MAX_BYTES:
@@ -175,11 +205,15 @@ def _otadata(table: PartitionTable) -> Iterator[Finding]:
     for subtype, name in ((SUBTYPE_DATA_OTA, "otadata"), (SUBTYPE_DATA_TEE_OTA, "tee_ota")):
         rows = [row for row in table.partitions if (row.type, row.subtype) == (TYPE_DATA, subtype)]
         for row in rows[1:]:
-            yield _error("otadata", f"more than one {name} partition", row.offset, "1", str(len(rows)))
+            yield _error(SeveralOtadata, f"more than one {name} partition", row.offset, "1", str(len(rows)))
         for row in rows[:1]:
             if row.size != OTADATA_SIZE:
                 yield _error(
-                    "otadata", f"the {name} partition has a wrong size", row.offset, hex(OTADATA_SIZE), hex(row.size)
+                    BadOtadataSize,
+                    f"the {name} partition has a wrong size",
+                    row.offset,
+                    hex(OTADATA_SIZE),
+                    hex(row.size),
                 )
 
 

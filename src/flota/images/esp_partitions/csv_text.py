@@ -13,6 +13,18 @@ from types import MappingProxyType
 from typing import Final
 
 from flota.images.esp_partitions.checks import require_valid
+from flota.images.esp_partitions.errors import (
+    BadCsvRow,
+    CsvNotText,
+    EmptyTable,
+    MissingSystemOffset,
+    NameNotForCsv,
+    NoRoomForPartition,
+    PartitionsOverlap,
+    PartitionTableError,
+    TooManyPartitions,
+    UnknownVariable,
+)
 from flota.images.esp_partitions.table import (
     DEFAULT_TABLE_OFFSET,
     FLAGS,
@@ -28,7 +40,6 @@ from flota.images.esp_partitions.table import (
     TYPES,
     Partition,
     PartitionTable,
-    PartitionTableError,
     alignment_of,
     subtype_name,
     type_name,
@@ -85,13 +96,15 @@ def parse_csv(
     bootloader_offset: int | None = None,
     recovery_bootloader_offset: int | None = None,
     flash_size: int | None = None,
+    secure_boot_v1: bool = False,
     variables: Mapping[str, str] = MappingProxyType({}),
 ) -> PartitionTable:
     """Return the table that the CSV describes, placed and checked.
 
     Offsets and sizes in bytes. `bootloader_offset` is needed for `bootloader` rows, `recovery_bootloader_offset` for
     the recovery one. `variables` replaces `$NAME` and `${NAME}`. Bytes may carry a UTF-8, UTF-16 or UTF-32 byte-order
-    mark. Raises `PartitionTableError` with the line, or with the first thing that `check_table` calls an error.
+    mark. Raises `BadCsvRow` or one of its kind with the line, `CsvNotText`, `EmptyTable`, `PartitionsOverlap` when
+    rows do not stand in rising order, or the error of the first thing that `check_table` finds.
     """
     places = _Places(table_offset, bootloader_offset, recovery_bootloader_offset)
     rows = [
@@ -100,19 +113,28 @@ def parse_csv(
         if (row := _parse_line(number, line, places, variables)) is not None
     ]
     if not rows:
-        raise PartitionTableError("the CSV has no partitions", expected="name, type, subtype, offset, size, flags")
+        raise EmptyTable("the CSV has no partitions", expected="name, type, subtype, offset, size, flags")
     if len(rows) > CSV_ROWS_MAX:
-        raise PartitionTableError("too many partitions", expected=f"at most {CSV_ROWS_MAX}", found=len(rows))
+        raise TooManyPartitions("too many partitions", expected=f"at most {CSV_ROWS_MAX}", found=len(rows))
     table = PartitionTable(tuple(_placed(rows, places)))
-    return require_valid(table, table_offset=table_offset, flash_size=flash_size)
+    return require_valid(table, table_offset=table_offset, flash_size=flash_size, secure_boot_v1=secure_boot_v1)
 
 
 def csv_of(table: PartitionTable) -> str:
-    """Return `table` as the reference tool writes it; `parse_csv` reads it back (given the same offsets)."""
+    """Return `table` as the reference tool writes it; `parse_csv` reads it back (given the same offsets).
+
+    Rows in the table's order; unknown flag bits are lost. Raises `NameNotForCsv` for a name that would read as
+    something else.
+    """
     return CSV_HEAD + "".join(_csv_row(row) + "\n" for row in table.partitions)
 
 
 def _csv_row(row: Partition) -> str:
+    label = row.label
+    if not label or label != label.strip() or "," in label or label.startswith("#") or _VARIABLE.search(label):
+        raise NameNotForCsv(
+            "the partition name cannot stand in a CSV", offset=row.offset, expected="a plain name", found=repr(label)
+        )
     flags = ":".join(name for name, bit in FLAGS.items() if row.flags & bit)
     names = (type_name(row.type), subtype_name(row.type, row.subtype))
     return ",".join((row.label, *names, f"{row.offset:#x}", _size_text(row.size), flags))
@@ -131,11 +153,9 @@ def _decoded(text: str | bytes) -> str:
         try:
             text = text.decode(encoding)
         except UnicodeDecodeError as error:
-            raise PartitionTableError("the CSV is not text", offset=error.start, expected=encoding) from error
+            raise CsvNotText("the CSV is not text", offset=error.start, expected=encoding) from error
     if len(text) > CSV_MAX_CHARS:
-        raise PartitionTableError(
-            "the CSV is too long", expected=f"at most {CSV_MAX_CHARS} characters", found=len(text)
-        )
+        raise CsvNotText("the CSV is too long", expected=f"at most {CSV_MAX_CHARS} characters", found=len(text))
     return text.removeprefix("\ufeff")
 
 
@@ -185,7 +205,8 @@ def _system_place(number: int, kind: int, subtype: int, offset_text: str, places
             "a boot loader or partition table row needs the chip's boot loader offset",
             expected="a chip",
             found="none given",
-            hint="Name the chip (--chip esp32-c3).",
+            hint="Name the chip (--chip esp32-c3) or the offset (--primary-bootloader-offset).",
+            kind=MissingSystemOffset,
         )
     if kind == TYPE_PARTITION_TABLE:
         offset = places.table_offset if subtype == SUBTYPE_PRIMARY else _offset(number, offset_text)
@@ -196,7 +217,12 @@ def _system_place(number: int, kind: int, subtype: int, offset_text: str, places
     if subtype == SUBTYPE_RECOVERY:
         if places.recovery_bootloader_offset is None:
             raise _line_error(
-                number, "a recovery boot loader row needs its offset", expected="an offset", found="none given"
+                number,
+                "a recovery boot loader row needs its offset",
+                expected="an offset",
+                found="none given",
+                hint="Give it (--recovery-bootloader-offset).",
+                kind=MissingSystemOffset,
             )
         return places.recovery_bootloader_offset, size
     return _offset(number, offset_text), size
@@ -252,6 +278,7 @@ def _placed(rows: list[_Row], places: _Places) -> list[Partition]:
                 f"partition {row.label!r} overlaps what comes before it",
                 expected=f"{last_end:#x} or above (rows must be in rising order)",
                 found=f"{offset:#x}",
+                kind=PartitionsOverlap,
             )
         size = row.size if row.size >= 0 else -row.size - offset
         if size < 0 or offset + size > 0xFFFF_FFFF:
@@ -260,6 +287,7 @@ def _placed(rows: list[_Row], places: _Places) -> list[Partition]:
                 f"partition {row.label!r} has no room",
                 expected="an end above its offset",
                 found=f"{offset + size:#x}",
+                kind=NoRoomForPartition,
             )
         partitions.append(Partition(row.label, row.type, row.subtype, offset, size, row.flags))
         if not row.is_fixed:
@@ -271,12 +299,22 @@ def _expanded(number: int, line: str, variables: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
         name = match.group(1) or match.group(2)
         if name not in variables:
-            raise _line_error(number, "unknown variable", expected="a defined variable", found=f"${name}")
+            raise _line_error(
+                number, "unknown variable", expected="a defined variable", found=f"${name}", kind=UnknownVariable
+            )
         return variables[name]
 
     return line if line.lstrip().startswith("#") else _VARIABLE.sub(value, line)
 
 
-def _line_error(line: int, what: str, *, expected: str, found: str, hint: str | None = None) -> PartitionTableError:
+def _line_error(
+    line: int,
+    what: str,
+    *,
+    expected: str,
+    found: str,
+    hint: str | None = None,
+    kind: type[PartitionTableError] = BadCsvRow,
+) -> PartitionTableError:
     shown = found if found.isprintable() else repr(found)
-    return PartitionTableError(f"line {line}: {what}", expected=expected, found=shown[:64], hint=hint)
+    return kind(f"line {line}: {what}", expected=expected, found=shown[:64], hint=hint)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from flota.images.model import ImageError
-
 DEFAULT_TABLE_OFFSET: Final = 0x8000
 TABLE_SECTOR_SIZE: Final = 0x1000
 """What the table occupies in flash (bytes)."""
@@ -73,12 +71,6 @@ SUBTYPES: Final[MappingProxyType[int, dict[str, int]]] = MappingProxyType(
         TYPE_PARTITION_TABLE: {"primary": SUBTYPE_PRIMARY, "ota": 0x01},
     }
 )
-
-
-class PartitionTableError(ImageError):
-    """The text or the bytes are not a partition table that a device could use."""
-
-    code = "bad-partition-table"
 
 
 def type_name(type_code: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from starlette.requests import Request
@@ -123,7 +123,7 @@ class _UpdateApi:
         return device
 
     async def _answer_device(self, scope: Scope, device: Device, asked: _Asked) -> Response:
-        report = _report(asked.client)
+        report = replace(_report(asked.client), asks_for_rest=_is_continuation(asked.request))
         self._sight(scope, device, asked)
         if device.state is not DeviceState.ACCEPTED or asked.wants_other_than_app:
             return _nothing()

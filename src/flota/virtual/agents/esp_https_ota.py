@@ -229,10 +229,14 @@ class EspHttpsOtaAgent:
         return parse_app_desc(raw).version if has_app_desc(raw) else None
 
     def _headers(self, context: AppContext) -> dict[str, str]:
+        """Return what the app adds to its requests: what it runs, and the image that it has already decided against."""
+        headers = {}
+        if context.slots.running.validation_hash is not None:
+            headers["x-ESP32-sketch-sha256"] = context.slots.running.validation_hash.upper()
         judged = context.nvs.get_record(JUDGED_KEY)
-        if judged is None or judged.get("running") != context.slots.running.sha256:
-            return {}
-        return {"if-none-match": str(judged.get("etag"))}
+        if judged is not None and judged.get("running") == context.slots.running.sha256:
+            headers["if-none-match"] = str(judged.get("etag"))
+        return headers
 
     def _progress(self, context: AppContext) -> Progress | None:
         record = context.nvs.get_record(PROGRESS_KEY)

@@ -1,4 +1,4 @@
-"""The demo's virtual devices: tasks of one event loop in a thread of its own, and what can be seen of them."""
+"""A fleet of virtual devices in a thread of its own, and what can be seen of them: the demo and scenarios use it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ QUIET: Final = frozenset({EventKind.POLL})
 
 
 @dataclass(frozen=True, slots=True)
-class DemoDevice:
-    """A device of the demo. `route` is the dialect that it speaks."""
+class FleetDevice:
+    """A device of a running fleet. `route` is the dialect that it speaks."""
 
     name: str
     board: str
@@ -49,7 +49,7 @@ class DeviceSnapshot:
 
 @dataclass(slots=True)
 class _Watched:
-    device: DemoDevice
+    device: FleetDevice
     shell: VirtualDevice | None = None
     doing: str = "off"
     progress_percent: int = 0
@@ -72,7 +72,7 @@ class RunningFleet:
     _started: threading.Event = field(default_factory=threading.Event)
     _failure: BaseException | None = None
 
-    def add(self, device: DemoDevice, *, image: bytes, version: str, token: str) -> None:
+    def add(self, device: FleetDevice, *, image: bytes, version: str, token: str) -> None:
         """Put a device with its factory image into the fleet. Devices that speak DDI check our signature."""
         dialect = Dialect(device.route)
         self._watched[device.name] = _Watched(device)
@@ -100,6 +100,12 @@ class RunningFleet:
         if self._failure is not None:
             raise PeerError("the virtual fleet broke down", found=repr(self._failure)) from self._failure
         return [self._snapshot(each) for each in self._watched.values()]
+
+    def cut_power(self, name: str) -> None:
+        """Pull the plug of a device now; power comes back after a moment."""
+        shell = self._watched[name].shell
+        if shell is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(shell.cut_power)
 
     def _snapshot(self, watched: _Watched) -> DeviceSnapshot:
         app = watched.shell.app if watched.shell else None
