@@ -11,8 +11,10 @@ from flota.images.esp_app import pack_app
 from flota.images.esp_chips import CHIP_NAMES
 from flota.images.esp_layout import AppIdentity, PackOptions, retag_app
 from flota.images.esp_partitions import Partition, PartitionTable, pack_table, parse_csv
+from flota.images.esp_secure_boot import public_key_digest
 from flota.images.inspection import inspect
 from tests.images.esp_samples import bootloader_of, merged_image, sample_app, sample_image
+from tests.images.signed_samples import p256_key, padded, pem_of, signed
 
 C3 = TypeProfile(board("esp32-c3"))
 
@@ -130,3 +132,34 @@ def test_a_secure_version_below_the_fleet_s_minimum_is_refused() -> None:
     for secure_version, codes in ((2, ["secure-version"]), (3, []), (4, [])):
         packed = pack_app(retag_app(sample_image(), AppIdentity(secure_version=secure_version)))
         assert blocking(profile, packed) == codes
+
+
+def test_an_app_built_with_an_older_esp_idf_than_the_known_boot_loader_is_refused() -> None:
+    packed = sample_app()
+    found = replace(inspect(packed), idf_version="v5.1.4-dirty")
+    for known, codes in (("v5.2", ["idf-version"]), ("v5.1.6", []), ("v4.4", []), (None, []), ("unknown", [])):
+        profile = replace(C3, bootloader_idf_version=known)
+        reasons = fit_check(profile, found, file_size=len(packed), version="1.2.3")
+        assert [reason.code for reason in reasons if reason.blocking] == codes
+    assert blocking(replace(C3, bootloader_idf_version="v6.1"), packed) == []
+
+
+def test_a_fleet_with_secure_boot_takes_only_images_signed_with_its_keys() -> None:
+    ours, theirs = p256_key(1), p256_key(2)
+    profile = replace(C3, secure_boot_keys=frozenset({public_key_digest(pem_of(ours))}))
+    packed = sample_app()
+    assert blocking(profile, packed) == ["not-signed"]
+    assert blocking(profile, signed(packed, theirs)) == ["untrusted-key"]
+    assert blocking(profile, signed(packed, ours)) == []
+    assert blocking(profile, signed(packed, theirs, ours)) == []
+    forged = bytearray(signed(packed, ours))
+    forged[len(padded(packed)) + 120] ^= 1
+    assert "untrusted-key" in blocking(profile, bytes(forged))
+
+
+def test_an_esp32_looks_at_the_first_signature_only() -> None:
+    ours, theirs = p256_key(1), p256_key(2)
+    profile = TypeProfile(board("esp32"), secure_boot_keys=frozenset({public_key_digest(pem_of(ours))}))
+    packed = sample_app("esp32")
+    assert blocking(profile, signed(packed, ours, theirs)) == []
+    assert blocking(profile, signed(packed, theirs, ours)) == ["untrusted-key"]

@@ -12,10 +12,12 @@ from flota.cli.image_view import memory_bar
 from flota.images.esp_app import parse_app
 from flota.images.esp_chips import chip_named
 from flota.images.esp_partitions import parse_csv, parse_table
+from flota.images.esp_secure_boot import public_key_digest
 from flota.images.esp_verify import verify_app
 from flota.images.inspection import inspect
 from flota.images.model import Region
-from tests.images.esp_samples import merged_image, sample_app
+from tests.images.esp_samples import bootloader_of, merged_image, sample_app
+from tests.images.signed_samples import p256_key, pem_of, signed
 
 ELF = Path(__file__).resolve().parents[2] / "examples" / "firmware" / "built" / "sample-2.0.0.elf"
 
@@ -173,3 +175,61 @@ def test_the_bar_gives_each_column_to_the_region_with_most_of_it() -> None:
     assert memory_bar(regions, 100, 3) == "RCC"
     assert memory_bar([Region("a", 0, 1, "raw")], 1, 4) == "▒▒▒▒"
     assert memory_bar([], 0, 4) == "    "
+
+
+def test_a_string_of_nvs_is_written_and_read_and_credentials_are_never_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "nvs.bin", tmp_path / "new.bin"
+    assert flota("image", "nvs", "create", "24K", "VIAM_NS", "OTA_VERSION", "v1", "-o", first) == 0
+    assert first.stat().st_size == 24 * 1024
+    assert flota("image", "nvs", "set", first, "VIAM_NS", "ROBOT_SECRET", "hunter2", "-o", second) == 0
+    assert flota("image", "nvs", "set", second, "VIAM_NS", "OTA_VERSION", "v2", "-o", second) == 0
+    capsys.readouterr()
+    assert flota("image", "nvs", "get", second, "VIAM_NS", "OTA_VERSION") == 0
+    assert capsys.readouterr().out == "v2\n"
+    assert flota("image", "nvs", "get", second, "VIAM_NS", "ROBOT_SECRET") == 1
+    assert flota("image", "inspect", second) == 0
+    said = capsys.readouterr()
+    assert "hunter2" not in said.out + said.err
+    assert "ROBOT_SECRET (string)" in said.out
+
+
+def test_a_table_with_boot_loader_rows_needs_their_offsets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, packed = tmp_path / "t.csv", tmp_path / "t.bin"
+    table.write_text("b,bootloader,primary,,\nnvs,data,nvs,,24K\nr,bootloader,recovery,,\n")
+    assert flota("image", "partitions", table) == 1
+    assert "--primary-bootloader-offset" in capsys.readouterr().err
+    offsets = ("--primary-bootloader-offset", "0x1000", "--recovery-bootloader-offset", "0x3f0000")
+    assert flota("image", "partitions", table, *offsets, "-o", packed) == 0
+    assert [row.offset for row in parse_table(packed.read_bytes()).partitions] == [0x1000, 0x9000, 0x3F0000]
+
+
+def test_an_app_is_checked_against_the_boot_loader_of_the_board(
+    app_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bootloader = tmp_path / "boot.bin"
+    bootloader.write_bytes(bootloader_of("esp32-c3"))
+    assert flota("image", "inspect", app_file, "--board", "esp32-c3", "--bootloader", bootloader) == 0
+    assert "does not say" in capsys.readouterr().err
+    assert flota("image", "inspect", app_file, "--board", "esp32-c3", "--bootloader", app_file) == 1
+    assert "no boot loader for the board" in capsys.readouterr().err
+    assert flota("image", "inspect", app_file, "--bootloader", bootloader) == 2
+
+
+def test_an_esp_image_is_verified_against_trusted_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, ours, theirs = tmp_path / "signed.bin", tmp_path / "ours.pem", tmp_path / "theirs.pem"
+    image.write_bytes(signed(sample_app(), p256_key(1)))
+    ours.write_text(pem_of(p256_key(1)))
+    theirs.write_text(pem_of(p256_key(2)))
+    digest = public_key_digest(ours.read_bytes())
+    assert flota("image", "verify", image, "--public-key", theirs, "--public-key", ours) == 0
+    assert f"ECDSA P-256 key with the digest {digest}" in capsys.readouterr().out
+    assert flota("image", "verify", image, "--public-key", ours, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["key_digest"] == digest
+    assert flota("image", "verify", image, "--public-key", theirs) == 1
+    assert "no signature is of a trusted key" in capsys.readouterr().err
+    image.write_bytes(sample_app())
+    assert flota("image", "verify", image, "--public-key", ours) == 1
+    assert "no Secure Boot v2 signature" in capsys.readouterr().err
+    assert flota("image", "verify", image, "--public-key", image) == 1

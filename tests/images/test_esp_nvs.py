@@ -63,6 +63,7 @@ def test_what_the_reference_generator_writes_is_read_and_ours_has_the_same_bytes
     strings = {
         "first": {"a": "1", "empty": "", "exact": "x" * 31, "over": "x" * 32, "text": "žluťoučký kůň"},
         NAMESPACE: {KEY: "v1.2.3-rc4", "TLS_CERT": "c" * 3000},
+        "pages": {f"k{number}": "x" * size for number, size in enumerate((3000, 31, 2000, 500, 3100))},
     }
     rows = ""
     for namespace, values in strings.items():
@@ -243,6 +244,22 @@ def test_a_cut_in_the_middle_of_a_compaction_loses_nothing() -> None:
         healed = write_string(flash, NAMESPACE, KEY, "v-last")
         assert read_string(healed, NAMESPACE, KEY) == "v-last"
         assert read_string(healed, "other", "filler") == "x" * 3100
+
+
+def test_a_value_that_a_cut_left_beside_its_successor_does_not_come_back_by_a_compaction() -> None:
+    partition = create_nvs(0x3000, {"n": {"old": "before"}})
+    partition = write_string(partition, "n", "filler", "x" * 3700)
+    operations = plan_string_write(partition, "n", "old", "after" * 20)
+    both = apply_operations(partition, operations[:-1])
+    assert sum(item.name == "old" for item in parse_nvs(both).items) == 2
+    both = write_string(both, "n", "filler", "")
+    erased = False
+    for number in range(120):
+        operations = plan_string_write(both, "n", "counter", str(number))
+        erased = erased or any(isinstance(operation, ErasePage) for operation in operations)
+        both = apply_operations(both, operations)
+        assert read_string(both, "n", "old") == "after" * 20
+    assert erased
 
 
 def test_of_two_entries_of_one_key_the_newer_one_counts() -> None:

@@ -11,15 +11,20 @@ from dataclasses import replace
 import pytest
 
 from flota.boards.catalogue import TWO_OTA_4MB_CSV
-from flota.images.esp_app import pack_app
+from flota.images.esp_app import pack_app, parse_app
 from flota.images.esp_chips import CHIP_NAMES, chip_named
+from flota.images.esp_desc import EspBootloaderDesc, pack_app_desc, pack_bootloader_desc, parse_app_desc
+from flota.images.esp_idf_version import is_older_release
+from flota.images.esp_nvs_writing import create_nvs, write_string
 from flota.images.esp_otadata import OtaEntry, pack_otadata
 from flota.images.esp_partitions import pack_table, parse_csv
+from flota.images.esp_secure_boot import public_key_digest
 from flota.images.inspection import inspect, inspection_as_dict
 from flota.images.markers import find_markers, pack_marker
 from flota.images.model import ImageFormat
 from flota.images.text import cleaned_text
 from tests.images.esp_samples import bootloader_of, merged_image, sample_app, sample_image
+from tests.images.signed_samples import p256_key, padded, pem_of, signed
 
 C3 = chip_named("esp32-c3")
 HEX_LINE = b":10010000214601360121470136007EFE09D2190140\r\n:00000001FF\r\n"
@@ -41,6 +46,8 @@ def zip_file() -> bytes:
         (merged_image(), ImageFormat.ESP_MERGED),
         (pack_table(parse_csv(TWO_OTA_4MB_CSV)), ImageFormat.ESP_PARTITION_TABLE),
         (pack_otadata(OtaEntry.for_seq(1), OtaEntry()), ImageFormat.ESP_OTADATA),
+        (create_nvs(0x3000, {"n": {"k": "v"}}), ImageFormat.ESP_NVS),
+        (create_nvs(0x3000, {"n": {"k": "v"}})[:-1], ImageFormat.RAW),
         (b"\x10\xde\xcd\xfc" + bytes(60), ImageFormat.ESP_DELTA_PATCH),
         (b"\xcf\xb6\x88\x07" + bytes(508), ImageFormat.ESP_ENCRYPTED),
         (b"\x7fELF\x01\x01\x01" + bytes(45), ImageFormat.ELF),
@@ -149,6 +156,122 @@ def test_the_plain_data_is_json_and_keeps_numbers() -> None:
         assert plain["file_size"] == len(data)
         assert plain["properties"]["file"].isprintable()
         assert plain["ok"] == (not inspect(data).errors)
+
+
+# --- signatures, boot loaders, NVS -----------------------------------------------------------------------------------
+
+
+def rows_of(data: bytes) -> dict[str, str]:
+    return {row.name: row.value for row in inspect(data).properties}
+
+
+def test_every_signature_block_is_shown_with_its_key_digest_and_whether_it_holds() -> None:
+    app = sample_app()
+    data = signed(app, p256_key(1), p256_key(2))
+    assert inspect(data).errors == ()
+    for number in (1, 2):
+        digest = public_key_digest(pem_of(p256_key(number)))
+        assert rows_of(data)[f"secure boot v2 block {number}"] == f"ECDSA P-256, key digest {digest}, verified"
+    assert inspect(data).image_size == len(app)
+
+
+def test_a_block_that_does_not_hold_is_an_error_with_its_place_and_reason() -> None:
+    app = sample_app()
+    start = len(padded(app))
+    data = bytearray(signed(app, p256_key(1), p256_key(2)))
+    data[start + 1216 + 120] ^= 1
+    finding = inspect(bytes(data)).errors[0]
+    assert (finding.code, finding.offset) == ("bad-signature-block", start + 1216)
+    assert "block 2" in finding.text
+    data = bytearray(signed(app, p256_key()))
+    data[start - 1] = 0
+    assert [finding.code for finding in inspect(bytes(data)).errors] == ["wrong-content-digest"]
+    assert "does not hold" in rows_of(bytes(data))["secure boot v2 block 1"]
+
+
+def test_an_esp32_with_more_than_one_block_is_told_that_it_looks_at_the_first() -> None:
+    data = signed(sample_app("esp32"), p256_key(1), p256_key(2))
+    assert "signature-blocks" in [finding.code for finding in inspect(data).findings]
+
+
+def test_bytes_after_the_signature_are_told() -> None:
+    data = signed(sample_app(), p256_key()) + b"payload"
+    assert [(f.level, f.code) for f in inspect(data).findings] == [("warning", "trailing-bytes")]
+
+
+def bootloader_built_with(idf_version: str, chip: str = "esp32-c3") -> bytes:
+    image = parse_app(bootloader_of(chip))
+    desc = pack_bootloader_desc(EspBootloaderDesc(3, 1, idf_version, "Jan  1 2026 00:00:00"))
+    segment = replace(image.segments[0], data=desc + image.segments[0].data)
+    return pack_app(replace(image, segments=(segment,)))
+
+
+def test_a_boot_loader_says_with_which_esp_idf_it_was_built() -> None:
+    data = bootloader_built_with("v5.2.1")
+    found = inspect(data)
+    assert (found.format, found.idf_version) == (ImageFormat.ESP_BOOTLOADER, "v5.2.1")
+    assert (rows_of(data)["ESP-IDF"], rows_of(data)["secure version"], rows_of(data)["boot loader version"]) == (
+        "v5.2.1",
+        "3",
+        "1",
+    )
+    assert inspect(bootloader_of("esp32-c3")).idf_version is None
+
+
+def app_built_with(idf_version: str) -> bytes:
+    image = sample_image()
+    desc = replace(parse_app_desc(image.segments[0].data), idf_version=idf_version)
+    first = replace(image.segments[0], data=pack_app_desc(desc) + image.segments[0].data[256:])
+    return pack_app(replace(image, segments=(first, *image.segments[1:])))
+
+
+def test_a_merged_image_with_an_app_older_than_its_boot_loader_is_a_warning() -> None:
+    for built_with, codes in (("v5.1.4", ["merged-image", "idf-version"]), ("v5.2", ["merged-image"])):
+        flash = bytearray(merged_image()[:0x20000])
+        bootloader = bootloader_built_with("v5.2.1")
+        flash[: len(bootloader)] = bootloader
+        found = inspect(bytes(flash) + app_built_with(built_with))
+        assert [finding.code for finding in found.findings] == codes
+
+
+@pytest.mark.parametrize(
+    ("version", "reference", "older"),
+    [
+        ("v5.1.4", "v5.2", True),
+        ("v4.4-beta1-183-gf23dcd3555", "v6.1-beta1", True),
+        ("5.2.3", "v5.2.9-dirty", False),
+        ("v5.10", "v5.9", False),
+        ("v5.9", "v5.10", True),
+        ("HEAD-HASH-NOTFOUND", "v6.1", False),
+        ("v5.1", "", False),
+        ("v99999.1", "v5.1", False),
+    ],
+)
+def test_release_lines_are_compared_and_not_patches(version: str, reference: str, older: bool) -> None:
+    assert is_older_release(version, reference) is older
+
+
+def test_an_nvs_partition_is_shown_with_namespaces_and_keys_and_never_a_value() -> None:
+    data = create_nvs(0x4000, {"VIAM_NS": {"OTA_VERSION": "v1.2.3", "ROBOT_SECRET": "hunter2"}, "app": {}})
+    data = write_string(data, "app", "note", "FLOTA-LAB{behaviour=crash}")
+    found = inspect(data, name="nvs.bin")
+    assert (found.format, found.errors) == (ImageFormat.ESP_NVS, ())
+    assert rows_of(data)["namespace VIAM_NS"] == "OTA_VERSION (string), ROBOT_SECRET (string)"
+    assert rows_of(data)["namespace app"] == "note (string)"
+    assert rows_of(data)["pages"] == "1 active, 3 empty"
+    shown = json.dumps(inspection_as_dict(found))
+    for value in ("v1.2.3", "hunter2", "crash"):
+        assert value not in shown
+
+
+def test_damage_in_an_nvs_partition_is_told() -> None:
+    data = bytearray(create_nvs(0x3000, {"n": {"k": "v"}}))
+    data[64 + 32 + 9] ^= 1
+    assert "nvs-entries" in [finding.code for finding in inspect(bytes(data)).findings]
+    data[64 + 9] ^= 1
+    assert [finding.code for finding in inspect(bytes(data)).findings] == ["nvs-unreadable"]
+    full = create_nvs(0x3000, {"n": {"k": "v"}})[:0x1000]
+    assert "nvs-full" in [finding.code for finding in inspect(full).findings]
 
 
 # --- markers and text --------------------------------------------------------------------------------------

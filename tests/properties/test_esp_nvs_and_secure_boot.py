@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 
@@ -9,8 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flota.images.esp_nvs import ENTRIES_OFFSET, NvsFull, looks_like_nvs, parse_nvs, read_string
-from flota.images.esp_nvs_writing import ErasePage, create_nvs, plan_string_write, write_string
+from flota.images.esp_nvs_writing import (
+    ErasePage,
+    Program,
+    apply_operations,
+    create_nvs,
+    plan_string_write,
+    write_string,
+)
 from flota.images.esp_secure_boot import BLOCK_SIZE, find_signature_blocks, parse_block, require_signed
+from flota.images.inspection import inspect, inspection_as_dict
 from flota.images.model import ImageError
 from tests.images.esp_samples import sample_app
 
@@ -34,6 +43,38 @@ def test_what_was_written_last_is_what_is_read(writes: list[tuple[str, str, str]
     assert {(n, k): read_string(data, n, k) for n, k in expected} == expected
     assert not any(page.damaged for page in parse_nvs(data).pages)
     assert looks_like_nvs(data) or not expected
+
+
+CUT_WRITES = st.tuples(
+    st.sampled_from(["k", "l", "m", "n"]),
+    st.sampled_from([0, 1, 31, 32, 100, 400, 900]),
+    st.none() | st.floats(0, 1),
+    st.none() | st.integers(0, 2**64 - 1),
+)
+"""Key, length of the value, where the power goes (a part of the operations), which bits of the last one were made."""
+
+
+@given(st.lists(CUT_WRITES, min_size=20, max_size=80), st.sampled_from([0x3000, 0x4000]))
+@settings(max_examples=25, deadline=None)
+def test_power_cuts_anywhere_never_lose_or_revive_a_value(
+    writes: list[tuple[str, int, float | None, int | None]], size: int
+) -> None:
+    data, expected = create_nvs(size), dict.fromkeys("klmn", "")
+    for key in expected:
+        data = write_string(data, "n", key, "")
+    for number, (key, length, cut, bits) in enumerate(writes):
+        value = f"{number:03}"[:length].ljust(length, "x")
+        operations = plan_string_write(data, "n", key, value)
+        end = len(operations) if cut is None else int(cut * len(operations))
+        after = apply_operations(data, operations[:end])
+        if end < len(operations) and bits is not None and isinstance(torn := operations[end], Program):
+            mask = bits.to_bytes(8, "little") * (len(torn.data) // 8 + 1)
+            made = bytes(byte | unmade for byte, unmade in zip(torn.data, mask, strict=False))
+            after = apply_operations(after, [Program(torn.offset, made)])
+        now = read_string(after, "n", key)
+        assert now == value if end == len(operations) else now in (value, expected[key])
+        data, expected[key] = after, now
+        assert {key: read_string(data, "n", key) for key in expected} == expected
 
 
 @st.composite
@@ -66,6 +107,15 @@ def test_any_bytes_are_an_nvs_partition_or_an_image_error(data: bytes) -> None:
         assert text.isprintable()
         if isinstance(result, bytes):
             assert read_string(result, "n", "k") == "v" * 60
+
+
+@given(bent_partitions())
+@settings(max_examples=100, deadline=None)
+def test_any_nvs_partition_can_be_inspected_and_shows_printable_text(data: bytes) -> None:
+    found = inspect(data)
+    json.dumps(inspection_as_dict(found))
+    assert all(row.value.isprintable() and row.name.isprintable() for row in found.properties)
+    assert "r" * 30 not in repr(found)
 
 
 @given(bent_partitions())

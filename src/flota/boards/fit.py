@@ -50,6 +50,7 @@ def fit_check(profile: TypeProfile, inspection: Inspection, *, file_size: int, v
     reasons += _version(profile, inspection, version)
     reasons += _secure_version(profile, inspection)
     reasons += _boot_loader(profile, inspection)
+    reasons += _signature(profile, inspection)
     return tuple(reasons)
 
 
@@ -180,6 +181,30 @@ def _boot_loader(profile: TypeProfile, inspection: Inspection) -> Iterator[Unfit
             f"{known} or later",
             built_with,
             "Build it with the boot loader's ESP-IDF or a later one.",
+        )
+
+
+def _signature(profile: TypeProfile, inspection: Inspection) -> Iterator[Unfit]:
+    keys = profile.secure_boot_keys
+    if not keys or keys.intersection(inspection.signed_with):
+        return
+    expected = f"a signature by {', '.join(sorted(keys))}"
+    if any(region.kind == "signature" for region in inspection.regions):
+        yield Unfit(
+            "untrusted-key",
+            "no signature that holds is of a key in the efuses of the type's devices",
+            inspection.image_size,
+            expected,
+            ", ".join(inspection.signed_with) or "none that holds",
+        )
+    else:
+        yield Unfit(
+            "not-signed",
+            "the type's devices start only signed images",
+            inspection.image_size,
+            expected,
+            "no signature",
+            "Sign it with espsecure sign-data --version 2.",
         )
 
 

@@ -81,6 +81,8 @@ class TypeProfile:
     version_from: VersionFrom = VersionFrom.RELEASE
     hardware_revision: str | None = None
     minimum_secure_version: int = 0
+    secure_boot_keys: frozenset[str] = frozenset()
+    """Key digests (hex) in the efuses of the type's devices; empty = they take unsigned images."""
     bootloader_idf_version: str | None = None
     """The ESP-IDF version of the boot loader that the type's devices have, None = not known."""
 

@@ -12,8 +12,12 @@ from flota.cli.image_convert import convert
 from flota.cli.image_files import parse_size as _size
 from flota.cli.image_files import read_file as _read
 from flota.cli.image_files import write_file as _write
+from flota.cli.image_layout import layout
 from flota.cli.image_mcuboot import pack_mcuboot, verify
+from flota.cli.image_merge import merge
+from flota.cli.image_nvs import app as nvs
 from flota.cli.output import EXIT_FAILED, EXIT_WRONG_USE, echo, echo_json, print_table, warn
+from flota.errors import InvalidInput
 
 if TYPE_CHECKING:
     from flota.boards.model import Unfit
@@ -22,7 +26,10 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look into, pack and convert firmware files.")
 pack = typer.Typer(no_args_is_help=True, help="Pack firmware into an image that devices take.")
 app.add_typer(pack, name="pack")
+app.add_typer(nvs, name="nvs")
 app.command()(convert)
+app.command()(merge)
+app.command()(layout)
 app.command()(verify)
 pack.command("mcuboot")(pack_mcuboot)
 
@@ -39,6 +46,10 @@ def inspect(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="The partition table (CSV or binary) of --board's devices."),
     ] = None,
+    bootloader: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="The boot loader image of --board's devices."),
+    ] = None,
 ) -> None:
     """Say what a firmware file is, what it holds, and what is wrong with it.
 
@@ -52,13 +63,13 @@ def inspect(
     from flota.images.inspection import inspect as inspect_bytes
     from flota.images.text import cleaned_text
 
-    if partitions and not board:
-        warn("--partitions needs --board")
+    if (partitions or bootloader) and not board:
+        warn("--partitions and --bootloader need --board")
         raise typer.Exit(EXIT_WRONG_USE)
     data = _read(file)
     name = cleaned_text(file.name, max_chars=NAME_MAX_CHARS)
     found = inspect_bytes(data)
-    reasons = _fit(found, len(data), board, partitions) if board else ()
+    reasons = _fit(found, len(data), board, partitions, bootloader) if board else ()
     blocked = any(reason.blocking for reason in reasons)
     if as_json:
         plain = {"file": name, **inspection_as_dict(found)}
@@ -153,6 +164,11 @@ def partitions(
         typer.Option(exists=True, dir_okay=False, help="Check whether this app fits every ota slot.", metavar="APP"),
     ] = None,
     chip: Annotated[str | None, typer.Option(help="Needed for boot loader rows.")] = None,
+    primary_bootloader_offset: Annotated[str | None, typer.Option(help="Instead of --chip.", metavar="ADDR")] = None,
+    recovery_bootloader_offset: Annotated[
+        str | None, typer.Option(help="Needed for a recovery boot loader row.", metavar="ADDR")
+    ] = None,
+    secure_boot_v1: Annotated[bool, typer.Option("--secure-boot-v1", help="App sizes must be whole 64K.")] = False,
     table_offset: Annotated[str, typer.Option(help="Where the table lies in flash.", metavar="ADDR")] = "0x8000",
     flash_size: Annotated[str | None, typer.Option(help="E.g. 4MB: partitions must end within.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The table as data.")] = False,
@@ -167,10 +183,17 @@ def partitions(
     data = _read(table_file)
     place, flash = _size(table_offset), _size(flash_size) if flash_size else None
     if binary := data.startswith(b"\xaa\x50"):
-        table = require_valid(parse_table(data), table_offset=place, flash_size=flash)
+        table = require_valid(parse_table(data), table_offset=place, flash_size=flash, secure_boot_v1=secure_boot_v1)
     else:
-        bootloader = chip_named(chip).bootloader_offset if chip else None
-        table = parse_csv(data, table_offset=place, bootloader_offset=bootloader, flash_size=flash)
+        primary = chip_named(chip).bootloader_offset if chip else None
+        table = parse_csv(
+            data,
+            table_offset=place,
+            bootloader_offset=_size(primary_bootloader_offset) if primary_bootloader_offset else primary,
+            recovery_bootloader_offset=_size(recovery_bootloader_offset) if recovery_bootloader_offset else None,
+            flash_size=flash,
+            secure_boot_v1=secure_boot_v1,
+        )
     if as_json:
         echo_json(
             [
@@ -206,7 +229,9 @@ def _check_app(path: Path, table: bytes) -> None:
         raise typer.Exit(EXIT_FAILED)
 
 
-def _fit(found: Inspection, size: int, board_name: str, table_file: Path | None) -> tuple[Unfit, ...]:
+def _fit(
+    found: Inspection, size: int, board_name: str, table_file: Path | None, bootloader_file: Path | None
+) -> tuple[Unfit, ...]:
     from flota.boards.catalogue import board
     from flota.boards.fit import fit_check
     from flota.boards.model import TypeProfile
@@ -216,7 +241,24 @@ def _fit(found: Inspection, size: int, board_name: str, table_file: Path | None)
     table = _read(table_file) if table_file else None
     if table is not None and not table.startswith(b"\xaa\x50"):
         table = pack_table(parse_csv(table, bootloader_offset=hardware.bootloader_offset))
-    return fit_check(TypeProfile(hardware, table), found, file_size=size, version=found.version or "")
+    idf_version = _bootloader_idf_version(bootloader_file, hardware.chip) if bootloader_file else None
+    profile = TypeProfile(hardware, table, bootloader_idf_version=idf_version)
+    return fit_check(profile, found, file_size=size, version=found.version or "")
+
+
+def _bootloader_idf_version(path: Path, chip: str | None) -> str | None:
+    """Return the ESP-IDF version of a boot loader image, None when it does not say (before ESP-IDF 5.1)."""
+    from flota.images.inspection import inspect as inspect_bytes
+    from flota.images.model import ImageFormat
+
+    found = inspect_bytes(_read(path))
+    if found.format is not ImageFormat.ESP_BOOTLOADER or found.chip != chip:
+        raise InvalidInput(
+            f"{path.name} is no boot loader for the board", expected=chip, found=f"{found.format}, {found.chip}"
+        )
+    if found.idf_version is None:
+        warn(f"{path.name} does not say with which ESP-IDF it was built: not checked")
+    return found.idf_version
 
 
 def _address_and_file(text: str) -> tuple[int, Path]:

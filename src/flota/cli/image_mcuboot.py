@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flota.cli.image_convert import memory_of
+from flota.cli.image_esp_signature import ESP_IMAGE_MAGIC, verify_esp_image
 from flota.cli.image_files import parse_size, read_file, write_file
 from flota.cli.output import echo, echo_json, warn
 from flota.errors import InvalidInput
@@ -91,7 +92,7 @@ def pack_mcuboot(
         dependencies=tuple(Dependency.parse(text) for text in dependency or ()),
         erased=slot.erased,
     )
-    image = build_image(_firmware(firmware), options)
+    image = build_image(_firmware(firmware, slot.size), options)
     image_signer = None
     if not unsigned:
         from flota.cli.signers import image_signer_from_options
@@ -110,22 +111,25 @@ def pack_mcuboot(
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="An MCUboot image.", metavar="FILE")],
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="An MCUboot or ESP image.", metavar="FILE")],
     public_key: Annotated[
         list[Path],
         typer.Option(exists=True, dir_okay=False, help="A trusted public key, PEM; repeatable.", metavar="PUB"),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
 ) -> None:
-    """Check hash and signature of an MCUboot image as the boot loader does. Exit status 1 when it is not trusted.
+    """Check hash and signature of an MCUboot or ESP image as the boot loader does. Exit status 1 when not trusted.
 
     Example: flota image verify app.signed.bin --public-key release.pub
     """
     from flota.trust.image_keys import ImagePublicKey
     from flota.trust.mcuboot_signatures import verify_image
 
+    if (content := read_file(file)).startswith(ESP_IMAGE_MAGIC):
+        verify_esp_image(file, content, public_key, as_json=as_json)
+        return
     keys = [ImagePublicKey.from_pem(read_file(path)) for path in public_key]
-    held = memory_of(data := read_file(file), file)
+    held = memory_of(data := content, file)
     if held is not None:
         from flota.images.memory_map import flatten
 
@@ -151,13 +155,13 @@ def verify(
         echo(f"security counter {facts.security_counter}")
 
 
-def _firmware(path: Path) -> bytes:
-    """Return the firmware in the file as plain bytes, from its lowest address on."""
+def _firmware(path: Path, size_max: int) -> bytes:
+    """Return the firmware in the file as plain bytes, from its lowest address on; no gap takes it beyond `size_max`."""
     from flota.images.memory_map import flatten
 
     data = read_file(path)
     held = memory_of(data, path)
-    return data if held is None else flatten(held)
+    return data if held is None else flatten(held, size_max=size_max)
 
 
 def _counter(text: str | None, automatic: int) -> int | None:

@@ -30,6 +30,8 @@ Buffer = bytes | memoryview
 _DATA_KINDS: Final = frozenset({"flash-data", "flash", "ram"})
 GENERIC_PROJECT: Final = "arduino-lib-builder"
 """What every image built with the Arduino core is called: espressif/esp32-arduino-lib-builder."""
+ONE_SIGNATURE_CHIP: Final = "esp32"
+"""It looks at the first signature block only, the others at all three."""
 _BOOTLOADER_WORD = b"bootloader"
 """In the log texts of every second-stage boot loader of ESP-IDF; those before 5.1 have no descriptor."""
 _BOOTLOADER_MAX_SIZE = 256 * 1024
@@ -80,6 +82,7 @@ def inspect_esp_image(data: Buffer) -> Inspection:
         min_chip_revision=layout.header.min_chip_revision,
         idf_version=(desc.idf_version if desc else bootloader_desc.idf_version if bootloader_desc else None) or None,
         max_chip_revision=layout.header.effective_max_revision,
+        signed_with=_signed_with(chip, blocks),
         properties=tuple(_properties(layout, desc, bootloader_desc, blocks)),
         regions=regions,
         findings=tuple(findings),
@@ -132,6 +135,11 @@ def inspect_merged(data: Buffer, merged: EspMergedImage) -> Inspection:
         findings=tuple(findings),
         markers=find_markers(data),
     )
+
+
+def _signed_with(chip: EspChip | None, blocks: tuple[SignatureBlock, ...]) -> tuple[str, ...]:
+    looked_at = blocks[:1] if chip and chip.name == ONE_SIGNATURE_CHIP else blocks
+    return tuple(block.key_digest for block in looked_at if block.verified and block.key_digest)
 
 
 def _newer_bootloader(bootloader: memoryview, merged: EspMergedImage, app_desc: EspAppDesc | None) -> Iterator[Finding]:
@@ -249,13 +257,14 @@ def _remarks(
             level: Literal["error", "warning"] = "warning" if block.verified is None else "error"
             code = block.fault_code or "secure-boot"
             yield Finding(level, code, f"signature block {number}: {block.fault}", block.offset)
-    if len(blocks) > 1 and layout.header.chip and layout.header.chip.name == "esp32":
+    if len(blocks) > 1 and layout.header.chip and layout.header.chip.name == ONE_SIGNATURE_CHIP:
         yield Finding("note", "signature-blocks", "an ESP32 looks at the first signature block only", blocks[1].offset)
-    rest = memoryview(data)[layout.image_size :]
-    if rest and not blocks:
-        text = f"{len(rest)} bytes follow the image; no device checks them"
+    end = blocks[0].offset + SIGNATURE_SECTOR_SIZE if blocks else layout.image_size
+    rest = memoryview(data)[end:]
+    if rest:
+        text = f"{len(rest)} bytes follow the {'signature' if blocks else 'image'}; no device checks them"
         plain = bytes(rest).strip(b"\xff") == b"" or bytes(rest).strip(b"\0") == b""
-        yield Finding("note" if plain else "warning", "trailing-bytes", text, layout.image_size)
+        yield Finding("note" if plain else "warning", "trailing-bytes", text, end)
 
 
 def _properties(

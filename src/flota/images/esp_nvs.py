@@ -218,8 +218,11 @@ class NvsPartition:
 
     @property
     def unreadable(self) -> bool:
-        """Whether entries are written and none is sound, as in an encrypted partition."""
-        return not self.items and any(page.damaged for page in self.live_pages)
+        """Whether entries are written and none is sound, as in an encrypted partition.
+
+        A single one may be the first namespace, torn by a power cut; a partition in use has two or more.
+        """
+        return not self.items and sum(len(page.damaged) for page in self.live_pages) > 1
 
     @property
     def namespaces(self) -> dict[bytes, int]:
@@ -231,7 +234,10 @@ class NvsPartition:
         }
 
     def find(self, namespace: str, key: str) -> NvsItem | None:
-        """Return what `key` holds now, of whatever type; None when it is not there."""
+        """Return what `key` holds now, of whatever type; None when it is not there.
+
+        Raises `NvsBadKey` for a name that NVS cannot hold.
+        """
         index = self.namespaces.get(key_bytes(namespace, "namespace"))
         wanted = key_bytes(key, "key")
         matching = (item for item in self.items if item.namespace_index == index and item.key == wanted)

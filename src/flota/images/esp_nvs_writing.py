@@ -175,23 +175,21 @@ class _Writer:
         return parse_nvs(self._flash)
 
     def clear_up(self) -> None:
-        """Do what ESP-IDF does when it mounts: finish a compaction, strike out what was not written to its end."""
-        freeing = [page for page in self._now.live_pages if page.state == PageState.FREEING]
-        for page in freeing:
-            newest = self._now.live_pages[-1]
-            if newest.state == PageState.ACTIVE:
-                self._do(ErasePage(newest.index * PAGE_SIZE))
-            self._move(page)
-        actives = [page for page in self._now.live_pages if page.state == PageState.ACTIVE]
-        for page in actives:
-            unwritten = [
-                entry
-                for entry in range(self._next_free(page.index))
-                if page.entry_states[entry] in (EntryState.EMPTY, EntryState.ILLEGAL)
-            ]
-            held = {entry for item in page.items for entry in range(item.entry, item.entry + item.span)}
-            torn = [e for e, s in enumerate(page.entry_states) if s == EntryState.WRITTEN and e not in held]
-            self._set_states(page.index, [*unwritten, *torn], EntryState.ERASED)
+        """Do what ESP-IDF does when it mounts: strike out what is superseded or torn, finish a compaction.
+
+        The copy of a page that is being freed may be incomplete, so it is made again. What a later item supersedes is
+        struck out before: moved to a new page it would become the later one.
+        """
+        live = self._now.live_pages
+        freeing = [page.index for page in live if page.state == PageState.FREEING]
+        if freeing and live[-1].state == PageState.ACTIVE:
+            self._do(ErasePage(live[-1].index * PAGE_SIZE))
+        self._strike_out_superseded()
+        for index in freeing:
+            self._move(self._now.pages[index])
+        for page in self._now.live_pages:
+            if page.state == PageState.ACTIVE:
+                self._strike_out_torn(page)
 
     def namespace_index(self, namespace: str) -> int:
         """Return the index of the namespace, making it when it is not there."""
@@ -305,6 +303,25 @@ class _Writer:
         """Write whole entries, then say in the bitmap that they are written."""
         self._do(Program(page * PAGE_SIZE + ENTRIES_OFFSET + first * ENTRY_SIZE, content))
         self._set_states(page, range(first, first + len(content) // ENTRY_SIZE), EntryState.WRITTEN)
+
+    def _strike_out_superseded(self) -> None:
+        """Mark every item as erased that a later one of the same namespace, type, key and chunk replaces."""
+        latest: dict[tuple[int, int, bytes, int], NvsItem] = {}
+        for item in self._now.items:
+            identity = (item.namespace_index, item.type, item.key, item.chunk)
+            if identity in latest:
+                self._strike_out(latest[identity])
+            latest[identity] = item
+
+    def _strike_out_torn(self, page: NvsPage) -> None:
+        """Mark entries as erased that have bytes, but belong to no whole item."""
+        held = {entry for item in page.items for entry in range(item.entry, item.entry + item.span)}
+        torn = [
+            entry
+            for entry in range(self._next_free(page.index))
+            if entry not in held and page.entry_states[entry] != EntryState.ERASED
+        ]
+        self._set_states(page.index, torn, EntryState.ERASED)
 
     def _strike_out(self, item: NvsItem) -> None:
         self._set_states(item.page, range(item.entry, item.entry + item.span), EntryState.ERASED)

@@ -8,6 +8,7 @@ Source: docs/reference/intel-hex.md; Intel, Hexadecimal Object File Format Speci
 from __future__ import annotations
 
 import enum
+import io
 import re
 from collections.abc import Iterator
 from typing import Final
@@ -26,7 +27,7 @@ DATA_PER_RECORD: Final = 16
 DATA_PER_RECORD_MAX: Final = 255
 
 _RECORD = re.compile(rb":((?:[0-9A-Fa-f]{2}){5,260})\Z")
-_BLANK: Final = b" \t\r"
+_BLANK: Final = b" \t\r\n"
 
 
 class HexError(ImageError):
@@ -46,6 +47,7 @@ class RecordType(enum.IntEnum):
     START_LINEAR = 5
 
 
+_TYPES: Final = {kind.value: kind for kind in RecordType}
 _DATA_SIZE_OF: Final = {
     RecordType.END: 0,
     RecordType.SEGMENT: 2,
@@ -132,7 +134,7 @@ def pack_hex(held: MemoryMap, *, data_per_record: int = DATA_PER_RECORD) -> byte
 def _records(text: bytes) -> Iterator[tuple[int, int, bytes]]:
     """Yield line number, file offset and bytes of each record, its checksum verified; blank lines are skipped."""
     offset = 0
-    for number, full in enumerate(text.split(b"\n"), 1):
+    for number, full in enumerate(io.BytesIO(text), 1):
         line = full.strip(_BLANK)
         if line:
             match = _RECORD.match(line)
@@ -149,19 +151,18 @@ def _records(text: bytes) -> Iterator[tuple[int, int, bytes]]:
                     found=f"{raw[-1]:02X}",
                 )
             yield number, offset, raw
-        offset += len(full) + 1
+        offset += len(full)
 
 
 def _fields(raw: bytes, number: int, offset: int) -> tuple[RecordType, int, bytes]:
     data = raw[4:-1]
     if raw[0] != len(data):
         raise HexError(f"line {number}: the record's length is wrong", offset=offset, expected=raw[0], found=len(data))
-    try:
-        kind = RecordType(raw[3])
-    except ValueError:
+    kind = _TYPES.get(raw[3])
+    if kind is None:
         raise HexError(
             f"line {number}: unknown type of record", offset=offset, expected="00 to 05", found=f"{raw[3]:02X}"
-        ) from None
+        )
     size = _DATA_SIZE_OF.get(kind, len(data))
     if len(data) != size:
         raise HexError(

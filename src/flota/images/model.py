@@ -110,6 +110,8 @@ class Inspection:
     idf_version: str | None = None
     """The ESP-IDF version that an ESP app or boot loader was built with, as its descriptor says it."""
     max_chip_revision: int | None = None
+    signed_with: tuple[str, ...] = ()
+    """Key digests (hex) of the Secure Boot v2 signatures that hold and that the chip looks at."""
     properties: tuple[Property, ...] = ()
     regions: tuple[Region, ...] = ()
     findings: tuple[Finding, ...] = ()

@@ -65,7 +65,9 @@ def recognise(data: Buffer) -> OtherFile | None:
     record = _HEX_RECORD.match(start)
     if record and sum(bytes.fromhex(record.group(1).decode("ascii"))) & 0xFF == 0:
         return OtherFile(
-            ImageFormat.INTEL_HEX, (), "Make a binary app image of it; devices take no Intel HEX over the air."
+            ImageFormat.INTEL_HEX,
+            (),
+            "Devices take no Intel HEX over the air; make plain bytes of it: flota image convert FILE -o app.bin",
         )
     return None
 

@@ -52,9 +52,11 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
     `a-b`, `a-` and `-n` are understood; an end beyond the file is clamped. Another unit than bytes is ignored.
     Raises `RangeNotSatisfiable` for a start at or after the end, start > end, bad syntax, and several ranges.
     """
-    if header is None or not header.strip().lower().startswith("bytes="):
+    if header is None:
         return None
     match = _ONE_RANGE.match(header.strip()) if len(header) <= RANGE_HEADER_MAX_LEN else None
+    if match is None and not header.strip().lower().startswith("bytes="):
+        return None
     if match is None or match.group(1) == match.group(2) == "":
         raise RangeNotSatisfiable("the Range header is not one byte range", found=repr(header[:RANGE_HEADER_MAX_LEN]))
     first, last = match.groups()

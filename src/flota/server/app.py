@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -27,6 +28,9 @@ PEOPLE_HEADERS: Final = (
 """For what a browser may open. A page that needs more sets its own policy, which then stays."""
 
 PEOPLE_PREFIXES: Final = ("/api/", "/healthz", "/metrics")
+
+AtOnce = Callable[["Scope"], "tuple[Message, Message] | None"]
+"""Returns the start and the whole body of an answer (the start's headers are a list of its own), or None."""
 
 _log = structlog.get_logger(__name__)
 
@@ -54,25 +58,37 @@ def build_app(context: ServerContext) -> ASGIApp:
         is_artifact = scope["type"] == "http" and scope["path"].startswith(ARTIFACTS_PREFIX)
         await (artifacts if is_artifact else routed)(scope, receive, send)
 
-    return wrap(choose, context)
+    return wrap(choose, context, at_once=artifacts.parts.answer)
 
 
-def wrap(app: ASGIApp, context: ServerContext) -> ASGIApp:
-    """Return `app` behind the limits, the common headers, the counters and the last resort."""
-    return _Outermost(RequestLimits(app, context.settings), context)
+def wrap(app: ASGIApp, context: ServerContext, *, at_once: AtOnce | None = None) -> ASGIApp:
+    """Return `app` behind the limits, the common headers, the counters and the last resort.
+
+    `at_once` is asked first: it answers a request within its own limits, without waiting, or leaves it to `app`.
+    """
+    return _Outermost(RequestLimits(app, context.settings), context, at_once)
 
 
 class _Outermost:
     """Counts every request, adds headers, and lets no exception through to the server's own error page."""
 
-    def __init__(self, app: ASGIApp, context: ServerContext) -> None:
+    def __init__(self, app: ASGIApp, context: ServerContext, at_once: AtOnce | None) -> None:
         self._app = app
         self._metrics = context.metrics
+        self._at_once = at_once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"nothing here speaks {scope['type']}")
         path: str = scope["path"]
+        answer = None if self._at_once is None else self._at_once(scope)
+        if answer is not None:
+            start, body = answer
+            start["headers"].extend(COMMON_HEADERS)
+            await send(start)
+            await send(body)
+            self._metrics.answered(path, start["status"])
+            return
         added = COMMON_HEADERS + (PEOPLE_HEADERS if path.startswith(PEOPLE_PREFIXES) else ())
         status = 0
 

@@ -23,9 +23,6 @@ MAC_BYTES: Final = 16
 """128 bits: forging takes 2^127 requests on average; half the text of a whole SHA-256."""
 
 TOKEN_MAX_LEN: Final = 80
-KNOWN_GRANTS_MAX: Final = 4096
-"""Valid tokens that are remembered, so that a device that fetches by ranges pays for one check."""
-
 DEFAULT_LIFETIME: Final = timedelta(hours=24)
 """Longer than the slowest whole download on a link that is worth having; a poll gives a fresh one."""
 
@@ -48,7 +45,6 @@ class DownloadTokens:
         if len(key) != KEY_BYTES:
             raise InvalidInput("the key of download links has a wrong length", expected=KEY_BYTES, found=len(key))
         self._key = key
-        self._known: dict[tuple[str, str], DownloadGrant] = {}
 
     def __repr__(self) -> str:
         return "DownloadTokens(<key>)"
@@ -60,9 +56,6 @@ class DownloadTokens:
 
     def check(self, token: str, sha256: str, *, now: datetime) -> DownloadGrant:
         """Return what the token allows; raises `Unauthenticated` if malformed, expired, or for another artifact."""
-        known = self._known.get((token, sha256))
-        if known is not None and now < known.expires_at:
-            return known
         expires_text, _, rest = token.partition(".")
         device_text, _, mac = rest.partition(".")
         well_formed = len(token) <= TOKEN_MAX_LEN and token.isascii()
@@ -75,10 +68,7 @@ class DownloadTokens:
             raise Unauthenticated(
                 "the download token has expired", hint="Ask for the update again to get a fresh link."
             )
-        if len(self._known) >= KNOWN_GRANTS_MAX:
-            self._known.clear()
-        grant = self._known[(token, sha256)] = DownloadGrant(sha256, device_id, datetime.fromtimestamp(expires, UTC))
-        return grant
+        return DownloadGrant(sha256, device_id, datetime.fromtimestamp(expires, UTC))
 
     def _mac(self, sha256: str, device_id: int, expires: int) -> str:
         message = b"\0".join((_PURPOSE, sha256.encode(), str(device_id).encode(), str(expires).encode()))

@@ -54,6 +54,10 @@ HTTP2_SEND_BUFFER_BYTES: Final = 400 * 1024
 HTTP2_STREAMS: Final = 128
 """Requests at a time on one connection (RFC 9113 6.5.2 asks for at least 100)."""
 
+FILE_THREADS: Final = 1
+"""Threads that read files for whole downloads. A read is 128 KiB, mostly from memory: handing it to one of many threads
+cost a tenth of the CPU of a plain download, and granian's own bound is 512 of them."""
+
 UNACKNOWLEDGED_MS: Final = 300_000
 """A peer that acknowledges nothing, or keeps its window shut, for so long is cut off (tcp(7) TCP_USER_TIMEOUT)."""
 
@@ -279,6 +283,7 @@ class _GranianOnSocket(EmbeddedGranian):
             websockets=False,
             backlog=BACKLOG,
             backpressure=BACKPRESSURE,
+            runtime_blocking_threads=FILE_THREADS,
             http1_settings=HTTP1Settings(header_read_timeout=IDLE_MS, max_buffer_size=HTTP1_BUFFER_BYTES),
             http2_settings=HTTP2Settings(
                 keep_alive_interval=IDLE_MS,

@@ -92,7 +92,7 @@ def verify_image(data: Buffer, trusted: Iterable[ImagePublicKey]) -> VerifiedIma
         check_hash(data, layout)
         raise ImageNotSigned("the image is not signed", offset=layout.unprotected.offset)
     digest = check_hash(data, layout)
-    message = _signed_message(data, layout) if digest is None else digest
+    message = _signed_message(data, layout, digest)
     key = _good_signer(data, layout, keys, message)
     if key is None:
         raise ImageSignedByOthers(
@@ -103,14 +103,16 @@ def verify_image(data: Buffer, trusted: Iterable[ImagePublicKey]) -> VerifiedIma
     return VerifiedImage(key, digest or hashlib.sha256(message).digest(), signed_facts(parse_image(data)))
 
 
-def _signed_message(data: Buffer, layout: McubootLayout) -> bytes:
-    """Return the signed part, which pure Ed25519 signs whole. Only for images whose hash cannot be checked."""
-    if any(span.kind == TlvType.SIG_PURE for span in layout.unprotected.entries):
+def _signed_message(data: Buffer, layout: McubootLayout, digest: bytes | None) -> bytes:
+    """Return what signatures of this image are over: its digest, or with `SIG_PURE` the whole signed part."""
+    if any(span.kind == TlvType.SIG_PURE and value_of(data, span) == b"\1" for span in layout.unprotected.entries):
         return bytes(memoryview(data)[: layout.header.hashed_end])
-    raise HashCannotBeChecked(
-        "the image is encrypted; only the device that decrypts it can check hash and signature",
-        hint="Verify the image before it is encrypted.",
-    )
+    if digest is None:
+        raise HashCannotBeChecked(
+            "the image is encrypted; only the device that decrypts it can check hash and signature",
+            hint="Verify the image before it is encrypted.",
+        )
+    return digest
 
 
 def _good_signer(

@@ -130,6 +130,18 @@ def verify_manifest(
     `SignatureRefused`, `BadSignatures` (more than 16), `BadKey` if a trusted key is none, and what `parse_manifest`
     raises if the signed bytes are no manifest.
     """
+    check_threshold(manifest, signatures, trusted, threshold)
+    return parse_manifest(manifest)
+
+
+def check_threshold(
+    message: bytes, signatures: Sequence[Signature], trusted: Mapping[str, str], threshold: int
+) -> frozenset[str]:
+    """Return the ids of the trusted keys that signed exactly `message`, at least `threshold` different ones.
+
+    `trusted` maps key ids to public keys in PEM. Raises a subclass of `SignatureRefused`, `BadSignatures` (more than
+    16), or `BadKey` if a trusted key is none.
+    """
     keys = _trusted_keys(trusted, threshold)
     _check_nobody_counts_twice(signatures)
     signers: set[str] = set()
@@ -139,11 +151,11 @@ def verify_manifest(
         if key is None:
             unknown.append(signature.key_id)
             continue
-        _check_with(manifest, signature, key)
+        _check_with(message, signature, key)
         signers.add(key.key_id)
     if len(signers) < threshold:
         _raise_too_few(len(signers), threshold, unknown)
-    return parse_manifest(manifest)
+    return frozenset(signers)
 
 
 def signatures_as_json(signatures: Sequence[Signature]) -> str:

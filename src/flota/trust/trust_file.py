@@ -6,20 +6,25 @@ It lives on the device's side and is never taken from the server. Source: docs/r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from flota.errors import InvalidInput
 from flota.trust.canonical_json import Members, parse_strict
 from flota.trust.manifest import Manifest
 from flota.trust.public_keys import PublicKey
-from flota.trust.signatures import Signature, verify_manifest
+from flota.trust.signatures import Signature, SignatureRefused, verify_manifest
 
 TRUST_FILE_KIND: Final = "flota-trust"
 TRUST_FILE_SCHEMA: Final = 1
 TRUST_FILE_MAX_BYTES: Final = 64 * 1024
 TRUSTED_KEYS_MAX: Final = 32
+REVOKED_KEYS_MAX: Final = 256
+SIGNERS_VERSION_MAX: Final = 2**31 - 1
+
+_KEY_ID = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class BadTrustFile(InvalidInput):
@@ -28,12 +33,25 @@ class BadTrustFile(InvalidInput):
     code = "bad-trust-file"
 
 
+class NotForThisType(SignatureRefused):
+    """The signatures are right, but these signers are believed for another device type only."""
+
+    code = "signers-of-another-type"
+
+
 @dataclass(frozen=True, slots=True)
 class TrustedSigners:
-    """Public keys (key id -> PEM) and how many different ones of them have to sign."""
+    """Public keys (key id -> PEM) and how many different ones of them have to sign.
+
+    `device_type` None: for every type. `version` counts the changes of the signers (0 = as first installed), `revoked`
+    are key ids that must never be trusted again.
+    """
 
     keys: Mapping[str, str]
     threshold: int = 1
+    device_type: str | None = None
+    version: int = 0
+    revoked: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, public_pems: Iterable[str], threshold: int = 1) -> TrustedSigners:
@@ -51,18 +69,31 @@ class TrustedSigners:
         return cls(keys, threshold)
 
     def verify(self, manifest: bytes, signatures: Iterable[Signature]) -> Manifest:
-        """Return the manifest in these bytes if enough of the signers signed; else raise as `verify_manifest` does."""
-        return verify_manifest(manifest, tuple(signatures), self.keys, self.threshold)
+        """Return the manifest in these bytes if enough of the signers signed it and are believed for its type.
+
+        Raises `NotForThisType`, and what `verify_manifest` raises.
+        """
+        verified = verify_manifest(manifest, tuple(signatures), self.keys, self.threshold)
+        if self.device_type not in (None, verified.device_type):
+            raise NotForThisType(
+                "these signers are believed for another device type",
+                expected=self.device_type,
+                found=verified.device_type,
+            )
+        return verified
 
 
 def pack_trust_file(signers: TrustedSigners) -> bytes:
     """Return the file's content: indented JSON in UTF-8, for people to read and compare."""
-    value = {
-        "kind": TRUST_FILE_KIND,
-        "schema": TRUST_FILE_SCHEMA,
-        "threshold": signers.threshold,
-        "keys": [{"key_id": key_id, "public_key": pem} for key_id, pem in signers.keys.items()],
-    }
+    value: dict[str, object] = {"kind": TRUST_FILE_KIND, "schema": TRUST_FILE_SCHEMA}
+    if signers.device_type is not None:
+        value["device_type"] = signers.device_type
+    if signers.version:
+        value["version"] = signers.version
+    value["threshold"] = signers.threshold
+    value["keys"] = [{"key_id": key_id, "public_key": pem} for key_id, pem in signers.keys.items()]
+    if signers.revoked:
+        value["revoked"] = sorted(signers.revoked)
     return (json.dumps(value, indent=2) + "\n").encode("ascii")
 
 
@@ -82,9 +113,32 @@ def parse_trust_file(data: bytes) -> TrustedSigners:
             found=f"{kind[:64]!a} {schema}",
         )
     threshold = members.take("threshold", int)
+    device_type, version = members.take_absent("device_type", str), members.take_absent("version", int) or 0
+    revoked = members.take_absent("revoked", list) or []
     pems = [_parse_trusted_key(item) for item in members.take("keys", list)]
     members.finish()
-    return TrustedSigners.of(pems, threshold)
+    signers = replace(
+        TrustedSigners.of(pems, threshold), device_type=device_type, version=version, revoked=parse_revoked(revoked)
+    )
+    if not 0 <= version <= SIGNERS_VERSION_MAX:
+        raise BadTrustFile("the version is out of range", expected=f"0 to {SIGNERS_VERSION_MAX}", found=str(version))
+    if wrong := signers.revoked & signers.keys.keys():
+        raise BadTrustFile("a key is both trusted and revoked", found=min(wrong))
+    return signers
+
+
+def parse_revoked(items: Sequence[object]) -> frozenset[str]:
+    """Return the key ids in a JSON array of at most 256, each once. Raises `BadTrustFile`."""
+    if len(items) > REVOKED_KEYS_MAX:
+        raise BadTrustFile("too many revoked keys", expected=f"at most {REVOKED_KEYS_MAX}", found=str(len(items)))
+    revoked: set[str] = set()
+    for item in items:
+        if not isinstance(item, str) or not _KEY_ID.match(item) or item in revoked:
+            raise BadTrustFile(
+                "not the id of a revoked key", expected="64 lower-case hex digits, once", found=ascii(item)[:72]
+            )
+        revoked.add(item)
+    return frozenset(revoked)
 
 
 def _parse_trusted_key(item: object) -> str:

@@ -98,13 +98,15 @@ def parse_csv(
     flash_size: int | None = None,
     secure_boot_v1: bool = False,
     variables: Mapping[str, str] = MappingProxyType({}),
+    faulty_layout: bool = False,
 ) -> PartitionTable:
     """Return the table that the CSV describes, placed and checked.
 
     Offsets and sizes in bytes. `bootloader_offset` is needed for `bootloader` rows, `recovery_bootloader_offset` for
     the recovery one. `variables` replaces `$NAME` and `${NAME}`. Bytes may carry a UTF-8, UTF-16 or UTF-32 byte-order
     mark. Raises `BadCsvRow` or one of its kind with the line, `CsvNotText`, `EmptyTable`, `PartitionsOverlap` when
-    rows do not stand in rising order, or the error of the first thing that `check_table` finds.
+    rows do not stand in rising order, or the error of the first thing that `check_table` finds. With `faulty_layout` a
+    table that is only laid out wrongly comes back too, to be shown: partitions that overlap, lie askew, ….
     """
     places = _Places(table_offset, bootloader_offset, recovery_bootloader_offset)
     rows = [
@@ -116,7 +118,9 @@ def parse_csv(
         raise EmptyTable("the CSV has no partitions", expected="name, type, subtype, offset, size, flags")
     if len(rows) > CSV_ROWS_MAX:
         raise TooManyPartitions("too many partitions", expected=f"at most {CSV_ROWS_MAX}", found=len(rows))
-    table = PartitionTable(tuple(_placed(rows, places)))
+    table = PartitionTable(tuple(_placed(rows, places, overlaps_allowed=faulty_layout)))
+    if faulty_layout:
+        return table
     return require_valid(table, table_offset=table_offset, flash_size=flash_size, secure_boot_v1=secure_boot_v1)
 
 
@@ -263,7 +267,7 @@ def _number(number: int, what: str, text: str, expected: str) -> int:
     return int(digits, 0) * unit
 
 
-def _placed(rows: list[_Row], places: _Places) -> list[Partition]:
+def _placed(rows: list[_Row], places: _Places, *, overlaps_allowed: bool = False) -> list[Partition]:
     """Give every row its offset and size: in file order, each after the one before."""
     last_end = places.table_offset + TABLE_SECTOR_SIZE
     partitions: list[Partition] = []
@@ -272,7 +276,7 @@ def _placed(rows: list[_Row], places: _Places) -> list[Partition]:
         if offset is None:
             alignment = alignment_of(row.type)
             offset = -(-last_end // alignment) * alignment
-        elif offset < last_end and not row.is_fixed:
+        elif offset < last_end and not row.is_fixed and not overlaps_allowed:
             raise _line_error(
                 row.line,
                 f"partition {row.label!r} overlaps what comes before it",

@@ -32,6 +32,7 @@ from flota.protocols.http_range import (
     parse_range,
     unsatisfied_content_range,
 )
+from flota.server.api.artifact_parts import ArtifactParts
 from flota.server.auth import Permission, authenticate, require
 from flota.server.problems import problem, problem_response
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from flota.server.context import ServerContext
+    from flota.server.download_tokens import DownloadGrant
 
 RawHeaders = list[tuple[bytes, bytes]]
 Fields = dict[bytes, bytes]
@@ -147,10 +149,12 @@ ARTIFACTS_PREFIX: Final = "/artifacts/"
 class ArtifactApi:
     """`GET /artifacts/{sha256}`: for signed links, and for management tokens of the artifact's tenant.
 
-    Bare ASGI, before the router: ranges of 4 KiB come by the ten thousand.
+    Bare ASGI, before the router. Links that were found good are left to `parts`, which answers plain requests for
+    small ranges even before that: they come by the ten thousand.
     """
 
     def __init__(self, context: ServerContext) -> None:
+        self.parts = ArtifactParts(context)
         self._context = context
         self._path_of = functools.lru_cache(maxsize=KNOWN_PATHS)(context.artifacts.path)
 
@@ -161,17 +165,22 @@ class ArtifactApi:
                 await problem(405, "only GET and HEAD", headers={"allow": "GET, HEAD"})(scope, receive, send)
                 return
             sha256 = _requested_sha256(scope["path"])
-            await self._authorize(scope, sha256)
-            await send_artifact(scope, receive, send, self._path_of(sha256), sha256=sha256)
+            path = self._path_of(sha256)
+            grant = await self._authorize(scope, sha256)
+            if grant is not None:
+                self.parts.remember(scope, grant, path, _part_headers(sha256))
+            await send_artifact(scope, receive, send, path, sha256=sha256)
         except FlotaError as error:
             await problem_response(error)(scope, receive, send)
 
-    async def _authorize(self, scope: Scope, sha256: str) -> None:
-        """Return if the request may have the artifact; raises `Unauthenticated`, `Forbidden` or `NotFound`."""
+    async def _authorize(self, scope: Scope, sha256: str) -> DownloadGrant | None:
+        """Return if the request may have the artifact, with the grant of a signed link.
+
+        Raises `Unauthenticated`, `Forbidden` or `NotFound`.
+        """
         token = _token_in(scope["query_string"].decode("latin-1"))
         if token is not None:
-            self._context.download_tokens.check(token, sha256, now=self._context.now())
-            return
+            return self._context.download_tokens.check(token, sha256, now=self._context.now())
         header = Headers(scope=scope).get("authorization")
         if header is None:
             raise Unauthenticated("a token is needed", hint="Send ?token= from the update, or Authorization: Bearer.")
@@ -179,6 +188,7 @@ class ArtifactApi:
         require(role, Permission.ARTIFACTS_READ)
         async with self._context.storage.reading() as transaction:
             await transaction.artifact(caller, sha256)
+        return None
 
 
 def _token_in(query: str) -> str | None:
@@ -208,6 +218,10 @@ def _common_headers(
         named[b"last-modified"] = _http_date(last_modified).encode()
     named |= {name.lower().encode("latin-1"): value.encode("latin-1") for name, value in extra.items()}
     return list(named.items())
+
+
+def _part_headers(sha256: str) -> RawHeaders:
+    return [*_common_headers(f'"{sha256}"', {}, None, allow_range=True), (b"content-type", BODY_MEDIA_TYPE)]
 
 
 def _not_modified(headers: Fields, etag: str, last_modified: datetime | None) -> bool:

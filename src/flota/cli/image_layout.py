@@ -1,0 +1,194 @@
+"""`flota image layout`: what lies where in a flash, as text, data or a picture."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from flota.cli.image_files import parse_size, read_file, write_file
+from flota.cli.output import EXIT_FAILED, EXIT_WRONG_USE, echo, echo_json, warn
+from flota.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from flota.boards.model import Board
+    from flota.images.esp_chips import EspChip
+    from flota.images.flash_layout import FlashLayout, FlashRegion
+    from flota.images.model import Finding
+
+BAR_MIN_COLUMNS: Final = 20
+BAR_MAX_COLUMNS: Final = 100
+TABLE_MAGIC: Final = b"\xaa\x50"
+CSV_SUFFIX: Final = ".csv"
+RED: Final = "\x1b[31m"
+PLAIN: Final = "\x1b[0m"
+OVERLAP_LETTER: Final = "!"
+
+_LETTERS: Final = {
+    "app": "A",
+    "bootloader": "B",
+    "partition-table": "P",
+    "otadata": "o",
+    "nvs": "n",
+    "data": "d",
+    "padding": "-",
+    "free": ".",
+}
+"""Region kind -> its letter in the bar; all other kinds (of files that are no flash) are `x`."""
+
+
+def layout(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            exists=True, dir_okay=False, help="A firmware file, or a table as CSV or binary.", metavar="FILE|CSV"
+        ),
+    ] = None,
+    board: Annotated[str, typer.Option(help="The board: its flash, and its default table without FILE.")] = "",
+    flash_size: Annotated[str | None, typer.Option(help="E.g. 8MB.", metavar="SIZE")] = None,
+    table_offset: Annotated[str, typer.Option(help="Where a table lies in flash.", metavar="ADDR")] = "0x8000",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
+    svg: Annotated[Path | None, typer.Option(dir_okay=False, help="Also draw it, into this file.")] = None,
+) -> None:
+    """Show what lies where: every region, free space, overlaps (red).
+
+    Exit status 1 when something overlaps, lies beyond the flash, or is wrong with the file.
+
+    Example: flota image layout partitions.csv --flash-size 8MB --svg layout.svg
+    """
+    from flota.images.flash_layout import layout_as_dict, size_text
+    from flota.images.flash_layout_svg import layout_svg
+    from flota.images.text import cleaned_text
+
+    if file is None and not board:
+        warn("name a FILE, or a --board to see its default table")
+        raise typer.Exit(EXIT_WRONG_USE)
+    size = parse_size(flash_size) if flash_size else None
+    found = _layout(file, board, size, parse_size(table_offset))
+    title = cleaned_text(file.name if file else board, max_chars=64)
+    if found.size is not None:
+        title = f"{title}: {size_text(found.size)}"
+    if svg:
+        write_file(svg, layout_svg(found, title=title).encode("utf-8"))
+    if as_json:
+        echo_json(layout_as_dict(found))
+    else:
+        show_layout(title, found, colour=sys.stdout.isatty())
+    if any(finding.level == "error" for finding in found.findings) or found.overlaps:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def show_layout(title: str, found: FlashLayout, *, colour: bool = False) -> None:
+    """Print bar, table, overlaps and findings."""
+    columns = min(max(shutil.get_terminal_size().columns - 4, BAR_MIN_COLUMNS), BAR_MAX_COLUMNS)
+    echo(title)
+    echo()
+    echo(f"  [{layout_bar(found, columns, colour=colour)}]")
+    echo()
+    for line in _table(found, colour=colour):
+        echo(line)
+    echo()
+    free = sum(region.size for region in found.free)
+    flash = "flash size not said" if found.size is None else f"size {found.size:#x}"
+    echo(f"end {found.claimed_end:#x}, {flash}, free {free:#x} ({free} bytes)")
+    for overlap in found.overlaps:
+        text = f"overlap: {overlap.first} and {overlap.second} both claim {overlap.start:#x} to {overlap.end:#x}"
+        echo(_red(text) if colour else text)
+    for finding in found.findings:
+        text = finding_line(finding)
+        echo(_red(text) if colour and finding.level == "error" else text)
+
+
+def finding_line(finding: Finding) -> str:
+    """Return a finding on one line: level, what, where it begins, what was expected and found."""
+    facts = [finding.text]
+    if finding.offset is not None:
+        facts.append(f"at {finding.offset:#x}")
+    facts += [f"{name} {value}" for name in ("expected", "found") if (value := getattr(finding, name)) is not None]
+    return f"{finding.level}: {', '.join(facts)}"
+
+
+def layout_bar(found: FlashLayout, columns: int, *, colour: bool = False) -> str:
+    """Return the flash as `columns` letters, each for the region with most of its share; `!` where any overlap is."""
+    letters: list[str] = []
+    overlaps, rows = found.overlaps, found.rows
+    for column in range(columns):
+        start = found.extent * column // columns
+        end = max(found.extent * (column + 1) // columns, start + 1)
+        if any(one.start < end and start < one.end for one in overlaps):
+            letters.append(_red(OVERLAP_LETTER) if colour else OVERLAP_LETTER)
+            continue
+        best = max(rows, key=lambda row: min(row.end, end) - max(row.start, start), default=None)
+        letters.append(" " if best is None else _letter(best))
+    return "".join(letters)
+
+
+def _table(found: FlashLayout, *, colour: bool) -> list[str]:
+    from flota.images.flash_layout import size_text
+
+    heads = ("", "REGION", "START", "END", "SIZE", "", "USED")
+    rows = [
+        (
+            _letter(row),
+            row.name,
+            f"{row.start:#x}",
+            f"{row.end:#x}",
+            f"{row.size:#x}",
+            size_text(row.size),
+            "" if row.used is None else f"{row.used} B",
+        )
+        for row in found.rows
+    ]
+    widths = [max(len(head), *(len(row[i]) for row in rows), 0) for i, head in enumerate(heads)] if rows else []
+    lines = ["  ".join(text.ljust(width) for text, width in zip(heads, widths, strict=False)).rstrip()]
+    for region, row in zip(found.rows, rows, strict=True):
+        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        lines.append(_red(line) if colour and found.clashes(region) else line)
+    return lines
+
+
+def _letter(region: FlashRegion) -> str:
+    return _LETTERS.get(region.kind, "x")
+
+
+def _red(text: str) -> str:
+    return f"{RED}{text}{PLAIN}"
+
+
+def _layout(file: Path | None, board_name: str, flash_size: int | None, table_offset: int) -> FlashLayout:
+    from flota.images.esp_partitions import parse_csv, parse_table
+    from flota.images.flash_layout import layout_of_file, layout_of_table
+
+    hardware = _board(board_name) if board_name else None
+    chip = _chip_of(hardware)
+    if flash_size is None and hardware is not None:
+        flash_size = hardware.flash_size or None
+    if file is None:
+        if hardware is None or hardware.partition_csv is None:
+            raise InvalidInput("this board has files as slots, no flash to draw", found=board_name)
+        table = parse_csv(hardware.partition_csv, bootloader_offset=hardware.bootloader_offset)
+        return layout_of_table(table, chip=chip, flash_size=flash_size)
+    data = read_file(file)
+    if file.suffix.lower() == CSV_SUFFIX:
+        start = chip.bootloader_offset if chip else None
+        table = parse_csv(data, table_offset=table_offset, bootloader_offset=start, faulty_layout=True)
+    elif data.startswith(TABLE_MAGIC):
+        table = parse_table(data)
+    else:
+        return layout_of_file(data, flash_size=flash_size)
+    return layout_of_table(table, chip=chip, table_offset=table_offset, flash_size=flash_size)
+
+
+def _board(name: str) -> Board:
+    from flota.boards.catalogue import board
+
+    return board(name)
+
+
+def _chip_of(hardware: Board | None) -> EspChip | None:
+    from flota.images.esp_chips import chip_named
+
+    return chip_named(hardware.chip) if hardware and hardware.chip else None

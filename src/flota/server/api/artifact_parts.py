@@ -1,0 +1,121 @@
+"""The short way for small parts of artifacts: what a signed link that was seen before can be given without waiting.
+
+Devices with little memory fetch an image by ranges of a few KiB, each a request of its own. For those, walking through
+limits, routing, authorisation and the general download handler costs more than the bytes. The answers here are the ones
+that `send_artifact` would give, made in one step; whatever is not plain, `None` sends the ordinary way.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from flota.protocols.http_range import RangeNotSatisfiable, content_range, parse_range
+from flota.server.download_tokens import TOKEN_MAX_LEN, DownloadGrant
+from flota.server.limits import HEADERS_MAX_BYTES, HEADERS_MAX_COUNT
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Scope
+
+    from flota.server.context import ServerContext
+
+PART_MAX_BYTES: Final = 64 * 1024
+"""Read in the loop's own thread, and held in memory until the peer took it."""
+
+KNOWN_LINKS_MAX: Final = 4096
+"""Links that are remembered; one is about 600 bytes."""
+
+_QUERY_MAX_LEN: Final = len("token=") + TOKEN_MAX_LEN
+
+_NOT_PLAIN: Final = frozenset(
+    (b"if-none-match", b"if-modified-since", b"if-range", b"content-length", b"transfer-encoding")
+)
+"""Request headers that change the answer, or announce a body."""
+
+
+class _Link(NamedTuple):
+    """A link whose token was checked, and what does not change from one of its requests to the next."""
+
+    expires_at: datetime
+    path: str
+    size: int
+    headers: list[tuple[bytes, bytes]]
+
+
+class ArtifactParts:
+    """Remembers good links until they expire; the file is opened anew each time, so a deleted one is gone at once."""
+
+    def __init__(self, context: ServerContext) -> None:
+        self._now = context.now
+        self._links: dict[tuple[str, bytes], _Link] = {}
+
+    def remember(self, scope: Scope, grant: DownloadGrant, path: Path, headers: list[tuple[bytes, bytes]]) -> None:
+        """Note that this request's path and query are a good link to the file; `headers` go into every answer."""
+        query: bytes = scope["query_string"]
+        if len(query) > _QUERY_MAX_LEN:
+            return
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return
+        if len(self._links) >= KNOWN_LINKS_MAX:
+            del self._links[next(iter(self._links))]  # the oldest
+        self._links[(scope["path"], query)] = _Link(grant.expires_at, str(path), size, headers)
+
+    def answer(self, scope: Scope) -> tuple[Message, Message] | None:
+        """Return the two messages of a 206 for a plain request for a small part, else None. Raises nothing."""
+        link = self._links.get((scope["path"], scope["query_string"]))
+        if link is None or scope["method"] != "GET":
+            return None
+        asked = _plain_range(scope["headers"])
+        if asked is None or self._now() >= link.expires_at:
+            return None
+        try:
+            part = parse_range(asked.decode("latin-1"), link.size)
+        except RangeNotSatisfiable:
+            return None
+        if part is None:
+            return None
+        length = part.last - part.first + 1
+        if length > PART_MAX_BYTES:
+            return None
+        data = _read(link.path, part.first, length)
+        if len(data) != length:
+            return None
+        headers = [
+            *link.headers,
+            (b"content-length", b"%d" % length),
+            (b"content-range", content_range(part, link.size).encode()),
+        ]
+        start: Message = {"type": "http.response.start", "status": 206, "headers": headers}
+        return start, {"type": "http.response.body", "body": data, "more_body": False}
+
+
+def _plain_range(headers: list[tuple[bytes, bytes]]) -> bytes | None:
+    """Return the one Range header of a request without conditions, without a body and within the header limits."""
+    asked, total = None, 0
+    for name, value in headers:
+        total += len(name) + len(value)
+        if name == b"range":
+            if asked is not None:
+                return None
+            asked = value
+        elif name in _NOT_PLAIN:
+            return None
+    return asked if total <= HEADERS_MAX_BYTES and len(headers) <= HEADERS_MAX_COUNT else None
+
+
+def _read(path: str, offset: int, length: int) -> bytes:
+    """Return the bytes, or none if they cannot be read: the ordinary way says why."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.pread(descriptor, length, offset)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
