@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -43,7 +44,7 @@ def program(name: str) -> str:
 
 @dataclass(frozen=True)
 class Rival:
-    """One of the two servers. `urls` by way: h2c, tls, h1."""
+    """One of the servers. `urls` by way: h2c, tls, h1."""
 
     name: str
     pids: tuple[int, ...]
@@ -68,14 +69,15 @@ class Load:
 
 
 @contextlib.contextmanager
-def rivals() -> Iterator[tuple[Rival, Rival]]:
-    """Give flota and nginx, both serving the same 4 MiB file."""
+def rivals() -> Iterator[tuple[Rival, Rival, Rival]]:
+    """Give flota, nginx and bare granian, all serving the same 4 MiB file."""
     with tempfile.TemporaryDirectory(prefix="flota-bench-") as directory, contextlib.ExitStack() as stack:
         root = Path(directory)
         content = random.Random(1).randbytes(FILE_BYTES)
         flota = stack.enter_context(flota_up(root / "data", content))
         nginx = stack.enter_context(_nginx(root, content))
-        yield flota, nginx
+        bare = stack.enter_context(_bare_granian(root))
+        yield flota, nginx, bare
 
 
 @contextlib.contextmanager
@@ -135,7 +137,6 @@ def _cpu_s(pid: int) -> float:
 
 
 def _signed_path(data: Path, content: bytes) -> str:
-    import hashlib
     from datetime import UTC, datetime
 
     from flota.server.download_tokens import DownloadTokens
@@ -148,7 +149,9 @@ def _signed_path(data: Path, content: bytes) -> str:
 @contextlib.contextmanager
 def _nginx(root: Path, content: bytes) -> Iterator[Rival]:
     (root / "www").mkdir()
-    (root / "www" / "file.bin").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    stored = next((root / "data").rglob(digest))
+    os.link(stored, root / "www" / "file.bin")  # the very same file: pages of another one may be cached in another way
     authority = root / "data" / "ca"
     ports = {"h2c": free_port(), "h1": free_port(), "tls": free_port()}
     text = NGINX.format(root=root, cert=authority / "server.crt", key=authority / "server.key", **ports)
@@ -161,6 +164,20 @@ def _nginx(root: Path, content: bytes) -> Iterator[Rival]:
         schemes = {"h2c": "http", "h1": "http", "tls": "https"}
         urls = {way: f"{schemes[way]}://127.0.0.1:{port}/file.bin" for way, port in ports.items()}
         yield Rival("nginx", (process.pid, *map(int, children)), urls)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@contextlib.contextmanager
+def _bare_granian(root: Path) -> Iterator[Rival]:
+    authority = root / "data" / "ca"
+    arguments = [root / "www" / "file.bin", authority / "server.crt", authority / "server.key"]
+    command = [sys.executable, "-m", "benchmarks._bare_granian", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent)
+    try:
+        assert process.stdout is not None
+        yield Rival("granian", (process.pid,), json.loads(process.stdout.readline()))
     finally:
         process.terminate()
         process.wait(60)

@@ -1,6 +1,7 @@
 """Downloads against nginx on the same file: rate, CPU per GB, small ranges with the token check, stalled readers.
 
-Run: python benchmarks/download.py [--rounds 5]. Both servers alternate; a figure is the median of the rounds' ratios.
+Run: python benchmarks/download.py [--rounds 5]. The servers alternate; a figure is the median of the rounds' ratios.
+Beside it stands the floor: the same ratio for our listeners with a handler that checks nothing and answers from memory.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import socket
 import statistics
 import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from benchmarks._side_by_side import Load, Rival, h2load, rivals
@@ -33,35 +35,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    with rivals() as (flota, nginx):
+    with rivals() as (flota, nginx, bare):
         for way in ("tls", "h2c"):
-            pairs = alternate(flota, nginx, way, rounds, requests=WHOLE_REQUESTS)
-            verdict(f"4 MiB, {way}: rate", [a.bytes_per_s / b.bytes_per_s for a, b in pairs], at_least=RATE_GOAL)
-            verdict(f"4 MiB, {way}: CPU per GB", [a.cpu_s_per_gb / b.cpu_s_per_gb for a, b in pairs], at_most=CPU_GOAL)
-            print("   ", ", ".join(f"{a.bytes_per_s / 1e6:.0f}:{b.bytes_per_s / 1e6:.0f} MB/s" for a, b in pairs))
+            runs = alternate((flota, nginx, bare), way, rounds, requests=WHOLE_REQUESTS)
+            verdict(f"4 MiB, {way}: rate", runs, _bytes_per_s, at_least=RATE_GOAL)
+            verdict(f"4 MiB, {way}: CPU per GB", runs, _cpu_s_per_gb, at_most=CPU_GOAL)
+            print("   ", ", ".join(" : ".join(f"{load.bytes_per_s / 1e6:.0f}" for load in run) for run in runs), "MB/s")
         for way in ("h2c", "tls"):
-            pairs = alternate(flota, nginx, way, rounds, requests=RANGE_REQUESTS, headers=(RANGE,))
-            ratios = [a.requests_per_s / b.requests_per_s for a, b in pairs]
-            verdict(f"4 KiB ranges, {way}, token checked: rate", ratios, at_least=RANGE_GOAL)
-            print("   ", ", ".join(f"{a.requests_per_s:.0f}:{b.requests_per_s:.0f} per s" for a, b in pairs))
+            runs = alternate((flota, nginx, bare), way, rounds, requests=RANGE_REQUESTS, headers=(RANGE,))
+            verdict(f"4 KiB ranges, {way}, token checked: rate", runs, _requests_per_s, at_least=RANGE_GOAL)
+            print("   ", ", ".join(" : ".join(f"{load.requests_per_s:.0f}" for load in run) for run in runs), "per s")
         stalled(flota)
 
 
 def alternate(
-    flota: Rival, nginx: Rival, way: str, rounds: int, *, requests: int, headers: tuple[str, ...] = ()
-) -> list[tuple[Load, Load]]:
-    """Return one pair of runs a round, after one of each to warm up."""
-    for rival in (flota, nginx):
-        h2load(rival, way, requests=CONNECTIONS, connections=CONNECTIONS, headers=headers)
-    pairs = []
+    servers: tuple[Rival, ...], way: str, rounds: int, *, requests: int, headers: tuple[str, ...] = ()
+) -> list[tuple[Load, ...]]:
+    """Return one run of each server a round, in their order here, after one of each to warm up."""
+    for server in servers:
+        h2load(server, way, requests=CONNECTIONS, connections=CONNECTIONS, headers=headers)
+    runs = []
     for number in range(rounds):
-        order = (flota, nginx) if number % 2 == 0 else (nginx, flota)
         loads = {
-            rival.name: h2load(rival, way, requests=requests, connections=CONNECTIONS, headers=headers)
-            for rival in order
+            server.name: h2load(server, way, requests=requests, connections=CONNECTIONS, headers=headers)
+            for server in (servers if number % 2 == 0 else servers[::-1])
         }
-        pairs.append((loads["flota"], loads["nginx"]))
-    return pairs
+        runs.append(tuple(loads[server.name] for server in servers))
+    return runs
 
 
 def stalled(flota: Rival) -> None:
@@ -85,12 +85,33 @@ def stalled(flota: Rival) -> None:
         reader.close()
 
 
-def verdict(what: str, ratios: list[float], *, at_least: float | None = None, at_most: float | None = None) -> None:
-    """Print the median of the ratios beside its goal."""
-    ratio = statistics.median(ratios)
+def verdict(
+    what: str,
+    runs: list[tuple[Load, ...]],
+    figure: Callable[[Load], float],
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """Print the median of flota's ratios to nginx beside its goal, and that of bare granian."""
+    ratio = statistics.median(figure(flota) / figure(nginx) for flota, nginx, _ in runs)
+    floor = statistics.median(figure(bare) / figure(nginx) for _, nginx, bare in runs)
     met = ratio >= at_least if at_least is not None else ratio <= (at_most or 0)
     goal = f">= {at_least}" if at_least is not None else f"<= {at_most}"
-    print(f"{what}: {ratio:.2f} of nginx (goal {goal}: {'met' if met else 'NOT MET'})", flush=True)
+    said = "met" if met else "NOT MET"
+    print(f"{what}: {ratio:.2f} of nginx (goal {goal}: {said}; bare granian {floor:.2f})", flush=True)
+
+
+def _bytes_per_s(load: Load) -> float:
+    return load.bytes_per_s
+
+
+def _cpu_s_per_gb(load: Load) -> float:
+    return load.cpu_s_per_gb
+
+
+def _requests_per_s(load: Load) -> float:
+    return load.requests_per_s
 
 
 if __name__ == "__main__":

@@ -46,6 +46,10 @@ def test_its_signers_verify_a_manifest_at_its_threshold() -> None:
         (changed(server="https://x"), UnknownMember),
         (changed(kind="flota-release"), BadTrustFile),
         (changed(schema=2), BadTrustFile),
+        (changed(version=-1), BadTrustFile),
+        (changed(device_type=" pump"), BadTrustFile),
+        (changed(revoked=["0" * 63]), BadTrustFile),
+        (changed(revoked=[f"{number:064x}" for number in range(257)]), BadTrustFile),
         (b'{"threshold":1,' + pack_trust_file(SIGNERS)[1:], DuplicateMember),
     ],
 )

@@ -16,6 +16,7 @@ from flota.cli.image_layout import layout
 from flota.cli.image_mcuboot import pack_mcuboot, verify
 from flota.cli.image_merge import merge
 from flota.cli.image_nvs import app as nvs
+from flota.cli.image_serve import serve
 from flota.cli.output import EXIT_FAILED, EXIT_WRONG_USE, echo, echo_json, print_table, warn
 from flota.errors import InvalidInput
 
@@ -30,6 +31,7 @@ app.add_typer(nvs, name="nvs")
 app.command()(convert)
 app.command()(merge)
 app.command()(layout)
+app.command()(serve)
 app.command()(verify)
 pack.command("mcuboot")(pack_mcuboot)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import typer
 
+from flota.cli.key_files import sign_file, verify_file
+from flota.cli.key_rotation import app as rotation_app
 from flota.cli.output import echo, echo_json, print_table
 from flota.cli.signers import (
     PRIVATE_SUFFIX,
@@ -21,9 +24,14 @@ from flota.cli.signers import (
 from flota.errors import Conflict, FlotaError, InvalidInput
 
 if TYPE_CHECKING:
-    from flota.trust.keys import PublicKey
+    from flota.trust.keys import PrivateKey, PublicKey
 
 app = typer.Typer(no_args_is_help=True, help="Signing keys.")
+app.command("sign")(sign_file)
+app.command("verify")(verify_file)
+app.add_typer(rotation_app, name="rotate")
+
+CERTIFICATE_SUFFIX: Final = ".crt"
 
 _NAME = typer.Argument(None, metavar="NAME", help="Kept in the key directory under this name (FLOTA_KEYS).")
 _OUT = typer.Option(None, "-o", "--output", metavar="FILE", help="Write the key here instead; FILE.pub beside it.")
@@ -40,6 +48,11 @@ def create(
     kind: Literal["p256", "ed25519"] = _KIND,
     password_prompt: bool = _PROMPT,
     password_file: Path | None = _PASSWORD_FILE,
+    code_signing: bool = typer.Option(False, "--code-signing", help="Write a code-signing certificate too (P-256)."),
+    subject: str | None = typer.Option(None, "--subject", metavar="CN", help="The certificate's common name."),
+    days: int | None = typer.Option(
+        None, "--days", metavar="N", help="The certificate ends after so many days (1095)."
+    ),
     as_json: bool = _JSON,
 ) -> None:
     """Make a signing key: the private half with mode 0600, the public half beside it.
@@ -47,6 +60,8 @@ def create(
     flota key create release
 
     flota key create -o release.pem --kind ed25519 --password-prompt
+
+    flota key create board-maker --code-signing --subject "Example GmbH firmware" --days 1095
     """
     from flota.durable_files import PRIVATE_FILE_MODE, write_durably
     from flota.trust.keys import PrivateKey
@@ -55,7 +70,10 @@ def create(
         raise InvalidInput("where should the key go?", hint="Give a NAME, or a file with -o.")
     private_path = output if output is not None else named_key_path(name or "")
     public_path = private_path.with_suffix(PUBLIC_SUFFIX)
-    for path in (private_path, public_path):
+    certificate_path = private_path.with_suffix(CERTIFICATE_SUFFIX)
+    if not code_signing and (subject is not None or days is not None):
+        raise InvalidInput("--subject and --days are for a certificate", hint="Give --code-signing too.")
+    for path in (private_path, public_path, certificate_path)[: 3 if code_signing else 2]:
         if path.exists():
             raise Conflict(
                 "there is a file of that name already",
@@ -64,18 +82,24 @@ def create(
             )
     password = read_password(prompt=password_prompt, password_file=password_file, confirm=True)
     key = PrivateKey.generate(kind)
+    certificate = _certificate_of(key, subject or private_path.stem, days) if code_signing else None
     try:
         private_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_durably(private_path, key.to_pem(password), mode=PRIVATE_FILE_MODE)
         write_durably(public_path, key.public_pem.encode("ascii"))
+        if certificate is not None:
+            write_durably(certificate_path, certificate)
     except OSError as error:
         raise InvalidInput(f"the key cannot be written: {error.strerror}", found=str(private_path)) from error
     if as_json:
-        echo_json(_facts(key.public) | {"private_key": str(private_path), "public_key": str(public_path)})
+        files = {"private_key": str(private_path), "public_key": str(public_path)}
+        echo_json(_facts(key.public) | files | ({"certificate": str(certificate_path)} if certificate else {}))
         return
     echo(f"key id       {key.key_id}")
     echo(f"private key  {private_path} ({'encrypted' if password else 'not encrypted'}; back it up, show it to nobody)")
     echo(f"public key   {public_path}")
+    if certificate is not None:
+        echo(f"certificate  {certificate_path}")
 
 
 @app.command("list")
@@ -102,6 +126,7 @@ def show(
     key: str = typer.Argument(..., metavar="KEY", help="Name or file of a private or public key."),
     public: bool = typer.Option(False, "--public", help="Print only the public key, in PEM."),
     trust: bool = typer.Option(False, "--trust", help="Print a trust file for devices and gateways (--trust FILE)."),
+    type_name: str | None = typer.Option(None, "--type", metavar="T", help="The trust file is for this type only."),
     password_prompt: bool = _PROMPT,
     password_file: Path | None = _PASSWORD_FILE,
     as_json: bool = _JSON,
@@ -112,13 +137,17 @@ def show(
 
     flota key show release --trust > trust.json
     """
+    if type_name is not None and not trust:
+        raise InvalidInput("--type is for a trust file", hint="Give --trust too.")
     shown = _public_half(key, read_password(prompt=password_prompt, password_file=password_file))
     if public:
         echo(shown.pem.rstrip("\n"))
     elif trust:
-        from flota.trust.trust_file import TrustedSigners, pack_trust_file
+        from flota.trust.trust_file import TrustedSigners, pack_trust_file, parse_trust_file
 
-        echo(pack_trust_file(TrustedSigners.of([shown.pem])).decode("ascii").rstrip("\n"))
+        packed = pack_trust_file(replace(TrustedSigners.of([shown.pem]), device_type=type_name))
+        parse_trust_file(packed)  # refuses a type that no manifest can name
+        echo(packed.decode("ascii").rstrip("\n"))
     elif as_json:
         echo_json(_facts(shown) | {"public_key": shown.pem})
     else:
@@ -141,6 +170,22 @@ def _public_half(reference: str, password: str | None) -> PublicKey:
         if not beside.is_file():
             raise
         return PublicKey.from_pem(read_public_key(str(beside)))
+
+
+def _certificate_of(key: PrivateKey, subject: str, days: int | None) -> bytes:
+    import secrets
+    from datetime import UTC, datetime, timedelta
+
+    from flota.trust.certificates import pack_certificates
+    from flota.trust.code_signing import DEFAULT_LIFETIME, LIFETIME_MAX, SERIAL_MAX, make_code_signing_certificate
+
+    if days is not None and not 1 <= days <= LIFETIME_MAX.days:
+        raise InvalidInput("--days is out of range", expected=f"1 to {LIFETIME_MAX.days}", found=str(days))
+    lifetime = DEFAULT_LIFETIME if days is None else timedelta(days=days)
+    serial = secrets.randbelow(SERIAL_MAX) + 1
+    return pack_certificates(
+        make_code_signing_certificate(key, subject=subject, serial=serial, now=datetime.now(UTC), lifetime=lifetime)
+    )
 
 
 def _facts(key: PublicKey) -> dict[str, object]:

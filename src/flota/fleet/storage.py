@@ -6,7 +6,6 @@ transaction, so callers never have to remember it.
 What each method returns and raises stands with its implementation in `flota.store.queries`.
 """
 
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -314,13 +314,19 @@ class _Writer:
             latest[identity] = item
 
     def _strike_out_torn(self, page: NvsPage) -> None:
-        """Mark entries as erased that have bytes, but belong to no whole item."""
+        """Mark entries as erased that have bytes, but belong to no whole item.
+
+        The written ones first: a cut in the middle of turning an empty entry into an erased one can leave it written,
+        which must not make an item whole.
+        """
         held = {entry for item in page.items for entry in range(item.entry, item.entry + item.span)}
         torn = [
             entry
             for entry in range(self._next_free(page.index))
             if entry not in held and page.entry_states[entry] != EntryState.ERASED
         ]
+        written = [entry for entry in torn if page.entry_states[entry] == EntryState.WRITTEN]
+        self._set_states(page.index, written, EntryState.ERASED)
         self._set_states(page.index, torn, EntryState.ERASED)
 
     def _strike_out(self, item: NvsItem) -> None:

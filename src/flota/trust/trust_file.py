@@ -23,6 +23,7 @@ TRUST_FILE_MAX_BYTES: Final = 64 * 1024
 TRUSTED_KEYS_MAX: Final = 32
 REVOKED_KEYS_MAX: Final = 256
 SIGNERS_VERSION_MAX: Final = 2**31 - 1
+DEVICE_TYPE_MAX_BYTES: Final = 128
 
 _KEY_ID = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -117,6 +118,8 @@ def parse_trust_file(data: bytes) -> TrustedSigners:
     revoked = members.take_absent("revoked", list) or []
     pems = [_parse_trusted_key(item) for item in members.take("keys", list)]
     members.finish()
+    if device_type is not None and not is_device_type(device_type):
+        raise BadTrustFile("the device type is empty or not plain text", found=ascii(device_type[:72]))
     signers = replace(
         TrustedSigners.of(pems, threshold), device_type=device_type, version=version, revoked=parse_revoked(revoked)
     )
@@ -125,6 +128,11 @@ def parse_trust_file(data: bytes) -> TrustedSigners:
     if wrong := signers.revoked & signers.keys.keys():
         raise BadTrustFile("a key is both trusted and revoked", found=min(wrong))
     return signers
+
+
+def is_device_type(text: str) -> bool:
+    """Say whether a manifest could name this device type: 1 to 128 bytes, printable, no white space around it."""
+    return bool(text) and text == text.strip() and text.isprintable() and len(text.encode()) <= DEVICE_TYPE_MAX_BYTES
 
 
 def parse_revoked(items: Sequence[object]) -> frozenset[str]:
