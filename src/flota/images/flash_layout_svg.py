@@ -27,7 +27,7 @@ _FILLS: Final = {
     FREE: "#ffffff",
 }
 _OTHER_FILL: Final = "#dde4ea"
-_COLUMNS: Final = (("start", 0), ("end", 110), ("size", 220), ("what", 350))
+_COLUMNS: Final = (("start", 0), ("end", 90), ("size", 180), ("what", 270))
 
 
 def layout_svg(layout: FlashLayout, *, title: str) -> str:
