@@ -62,6 +62,12 @@ class InvalidInput(FlotaError):
     code = "invalid-input"
 
 
+class WrongUse(InvalidInput):
+    """A command was given options that contradict each other or mean nothing; nothing was tried."""
+
+    code = "wrong-use"
+
+
 class NotFound(FlotaError):
     """No such thing in the caller's scope. A thing of another tenant gives the same answer."""
 

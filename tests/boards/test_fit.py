@@ -17,6 +17,11 @@ from tests.images.esp_samples import bootloader_of, merged_image, sample_app, sa
 from tests.images.signed_samples import p256_key, padded, pem_of, signed
 
 C3 = TypeProfile(board("esp32-c3"))
+UNUSABLE_TABLES = (
+    "app,app,factory,,1M\n",
+    "a,app,ota_0,,1M\nb,app,ota_1,,1M\n",
+    "od,data,ota,,8K\na,app,ota_0,,1M\n",
+)
 
 
 def reasons_of(profile: TypeProfile, data: bytes, version: str = "1.2.3") -> tuple[Unfit, ...]:
@@ -120,6 +125,43 @@ def test_another_version_in_the_image_is_an_error_where_the_type_says_so() -> No
     strict = replace(C3, version_from=VersionFrom.APP_DESC)
     assert blocking(strict, sample_app(), "1.2.3") == []
     assert blocking(strict, sample_app(), "v1.2.3") == ["version"]
+
+
+def test_another_version_is_claimed_only_where_one_was_read() -> None:
+    strict = replace(C3, version_from=VersionFrom.APP_DESC)
+    damaged = bytearray(sample_app())
+    damaged[-1] ^= 1
+    for data in (bytes(damaged), sample_app()[:600], b"hello", bootloader_of("esp32-c3"), merged_image(), b"\xe9"):
+        assert {"no-version", "version"}.isdisjoint(blocking(strict, data)), inspect(data)
+    assert blocking(strict, merged_image(), "9.9.9") == ["merged-image"]
+    nameless = pack_app(retag_app(sample_image(), AppIdentity(version="")))
+    assert blocking(strict, nameless) == ["no-version"]
+    assert blocking(C3, nameless) == []
+
+
+@pytest.mark.parametrize("version_from", VersionFrom)
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello",
+        b"\xe9",
+        b"\x7fELF" + bytes(60),
+        sample_app()[:600],
+        sample_app()[:-1] + b"\0",
+        sample_app("esp32-s3"),
+        bootloader_of("esp32-c3"),
+        merged_image(),
+        pack_app(retag_app(sample_image(), AppIdentity(version=""))),
+    ],
+)
+def test_every_blocking_reason_says_what_to_do(data: bytes, version_from: VersionFrom) -> None:
+    tables = [None, *(pack_table(parse_csv(f"nvs,data,nvs,,24K\n{rows}")) for rows in UNUSABLE_TABLES)]
+    for table in tables:
+        profile = replace(C3, version_from=version_from, partition_table=table, minimum_secure_version=3)
+        reasons = [reason for reason in reasons_of(profile, data, "2.0") if reason.blocking]
+        assert reasons
+        assert [reason.code for reason in reasons if not reason.hint] == []
 
 
 def test_an_app_for_other_revisions_of_the_chip_is_a_warning() -> None:

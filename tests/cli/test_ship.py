@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flota.cli.connection import comma_list
-from tests.cli.conftest import DdiDevice, Flota, Server
+from tests.cli.conftest import DdiDevice, Flota, Result, Server
 
 pytestmark = pytest.mark.scenario
 
@@ -104,6 +104,41 @@ def test_shipping_again_does_no_step_twice(flota: Flota, key: Path, tmp_path: Pa
     refused = flota("ship", other, "--type", "again", "--version", "1.0", "--to", "all", "--key", key, "--no-wait")
     assert refused.status == 1
     assert "has a release 1.0 already" in refused.err
+
+
+def test_a_rollout_that_is_open_or_done_is_not_made_twice(
+    flota: Flota, server: Server, key: Path, tmp_path: Path
+) -> None:
+    tokens = _devices(flota, "once", "once-1", "once-2")
+
+    def ship(*more: str) -> Result:
+        return flota(
+            "ship", _file(tmp_path, "once"), "--type", "once", "--version", "1.0", "--to", "once-1,once-2",
+            "--key", key, "--trust-key", *more,
+        )  # fmt: skip
+
+    def rollouts() -> list[str]:
+        return [one["name"] for one in flota("rollout", "list", "--json").json() if one["type"] == "once"]
+
+    assert ship("--no-wait").status == 0
+    again = ship("--no-wait")
+    assert again.status == 0, again.err
+    assert "rollout    once-1.0 (" in again.out
+    assert "is there already (active)" in again.out
+    assert rollouts() == ["once-1.0"]
+    with DdiDevice(server, "once-1", tokens["once-1"]), DdiDevice(server, "once-2", tokens["once-2"]):
+        followed = ship()
+        assert followed.status == 0, followed.out + followed.err
+        assert "rollout once-1.0: succeeded, 2 of 2 devices run 1.0" in followed.out
+    done = ship()
+    assert (done.status, rollouts()) == (0, ["once-1.0"])
+    assert "every selected device runs 1.0 already" in done.out
+    assert flota("rollout", "cancel", ship("--no-wait", "--name", "once-more", "--json").json()["id"]).status == 0
+    assert rollouts() == ["once-1.0", "once-more"]
+    after_cancel = ship("--no-wait")
+    assert "rollout once-more" in after_cancel.out
+    assert "ended canceled: it is tried again" in after_cancel.out
+    assert rollouts() == ["once-1.0", "once-more", "once-1.0-2"]
 
 
 def test_each_step_can_be_done_on_its_own(flota: Flota, key: Path, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ Source: docs/reference/esp-image.md, "what to check before offering an image".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 from flota.boards.model import Slot, TypeProfile, Unfit, VersionFrom
 from flota.images.esp_idf_version import is_older_release
@@ -14,6 +15,31 @@ from flota.images.model import ImageFormat, Inspection
 from flota.versions import version_order
 
 TWO_FILE_SLOTS = ("a", "b")
+
+_WRONG_FORMAT_HINTS: Final[Mapping[ImageFormat, str]] = {
+    ImageFormat.ESP_BOOTLOADER: "That is a boot loader: ship the app that the same build made.",
+    ImageFormat.ESP_RAM_IMAGE: "That program runs from RAM and is lost at the next start: ship the app.",
+    ImageFormat.ESP_PARTITION_TABLE: "That is a partition table: ship the app. `flota type add --partitions` takes tables.",
+    ImageFormat.ESP_OTADATA: "That is otadata, which devices write themselves: ship the app.",
+    ImageFormat.ESP_NVS: "That is an NVS partition: ship the app.",
+    ImageFormat.ESP_DELTA_PATCH: "That is a difference between two images: ship the whole app.",
+    ImageFormat.ESP_ENCRYPTED: "Devices encrypt what they are sent: ship the app as it is before encryption.",
+    ImageFormat.ESP8266_APP: "That is an app for an ESP8266: build it for this board's chip.",
+    ImageFormat.ESP_APP: "That is an app for an ESP32: ship what was built for this board, or choose a type of an ESP32.",
+    ImageFormat.MCUBOOT: "That is an image for the boot loader MCUboot: choose a type whose board uses it.",
+}
+_ANY_OTHER_FORMAT: Final = "Is it the right file? `flota image inspect FILE` shows what it is."
+
+_DAMAGE_HINTS: Final[Mapping[str, str]] = {
+    "truncated-image": "The file ends too early: copy or download it again, or take it from the build once more.",
+    "bad-checksum": "The file is damaged: copy or download it again, or take it from the build once more.",
+    "bad-hash": "The file is damaged: copy or download it again, or take it from the build once more.",
+    "unknown-chip": "The file is damaged, or made for a chip that Flota does not know yet.",
+    "empty": "The build, or the copy of it, went wrong: look at the file.",
+}
+_ANY_OTHER_DAMAGE: Final = "Build or copy the file again; `flota image inspect FILE` shows what is wrong with it."
+
+_ONE_SLOT_HINT: Final = "Give the type a partition table with otadata and two ota slots, as its devices then have to have."
 
 
 def partition_table_of(profile: TypeProfile) -> PartitionTable | None:
@@ -65,22 +91,26 @@ def _format(profile: TypeProfile, inspection: Inspection) -> Iterator[Unfit]:
         note.offset if note else 0,
         ", ".join(sorted(profile.board.formats)),
         inspection.format.value,
-        note.hint if note else None,
+        note.hint if note else _WRONG_FORMAT_HINTS.get(inspection.format, _ANY_OTHER_FORMAT),
     )
 
 
 def _damage(inspection: Inspection) -> Iterator[Unfit]:
     for finding in inspection.errors:
-        yield Unfit(finding.code, finding.text, finding.offset, finding.expected, finding.found, finding.hint)
+        hint = finding.hint or _DAMAGE_HINTS.get(finding.code, _ANY_OTHER_DAMAGE)
+        yield Unfit(finding.code, finding.text, finding.offset, finding.expected, finding.found, hint)
 
 
 def _chip(profile: TypeProfile, inspection: Inspection) -> Iterator[Unfit]:
     wanted = profile.board.chip
     if wanted is None:
         return
-    if inspection.chip is None or inspection.chip != wanted:
+    if inspection.chip is None and inspection.errors:
+        return  # the header could not be read or names no chip: that is told already
+    if inspection.chip != wanted:
         found = inspection.chip or "an unknown chip"
-        yield Unfit("wrong-chip", "the image is for another chip", 12, wanted, found)
+        hint = f"Build it for {wanted}, or ship it to a type of a board with that chip: `flota type list`."
+        yield Unfit("wrong-chip", "the image is for another chip", 12, wanted, found, hint)
         return
     revision = profile.board.chip_revision
     low, high = inspection.min_chip_revision or 0, inspection.max_chip_revision
@@ -98,7 +128,7 @@ def _chip(profile: TypeProfile, inspection: Inspection) -> Iterator[Unfit]:
 
 def _size(profile: TypeProfile, file_size: int) -> Iterator[Unfit]:
     if file_size == 0:
-        yield Unfit("empty", "the file is empty", 0, "1 byte or more", "0 bytes")
+        yield Unfit("empty", "the file is empty", 0, "1 byte or more", "0 bytes", _DAMAGE_HINTS["empty"])
     slots = slots_of(profile)
     if not slots:
         return
@@ -126,6 +156,7 @@ def _partitions(profile: TypeProfile) -> Iterator[Unfit]:
             "the partition table of the type has no ota slot: nothing can be updated over the air",
             expected="ota_0 and ota_1",
             found="none",
+            hint=_ONE_SLOT_HINT,
         )
     elif table.otadata is None:
         yield Unfit(
@@ -133,6 +164,7 @@ def _partitions(profile: TypeProfile) -> Iterator[Unfit]:
             "the partition table of the type has no otadata partition: nothing can select the new image",
             expected="a data partition of subtype ota",
             found="none",
+            hint=_ONE_SLOT_HINT,
         )
     elif len(slots) == 1 and table.factory is None:
         yield Unfit(
@@ -140,22 +172,34 @@ def _partitions(profile: TypeProfile) -> Iterator[Unfit]:
             "the partition table of the type has a single app partition: a device cannot overwrite what it runs",
             expected="two ota slots, or one and a factory app",
             found=slots[0].label,
+            hint=_ONE_SLOT_HINT,
         )
 
 
 def _version(profile: TypeProfile, inspection: Inspection, version: str) -> Iterator[Unfit]:
     said = inspection.version
-    if profile.version_from is VersionFrom.APP_DESC:
-        if said != version:
+    strict = profile.version_from is VersionFrom.APP_DESC
+    if said is None:
+        if strict and inspection.format in profile.board.formats and not inspection.errors:
             yield Unfit(
-                "version",
-                "the type takes its version from the image, and the release says another",
+                "no-version",
+                "the type takes its version from the image, and the image says none",
                 48,
-                said or "a version in the app descriptor",
-                version,
-                f"Release it as {said}." if said else None,
+                "a version in the app descriptor",
+                "none of its own",
+                "Build it with PROJECT_VER set (Arduino's own descriptor is the core's), or use a type that takes the "
+                "version from the release.",
             )
-    elif said is not None and version_order(said) != version_order(version):
+    elif strict and said != version:
+        yield Unfit(
+            "version",
+            "the type takes its version from the image, and the release says another",
+            48,
+            said,
+            version,
+            f"Release it as {said}.",
+        )
+    elif not strict and version_order(said) != version_order(version):
         yield Unfit("version", "the image calls itself by another version", 48, version, said, blocking=False)
 
 
@@ -168,6 +212,7 @@ def _secure_version(profile: TypeProfile, inspection: Inspection) -> Iterator[Un
             36,
             f"{minimum} or more",
             "none" if inspection.secure_version is None else str(inspection.secure_version),
+            "Build it with CONFIG_BOOTLOADER_APP_SECURE_VERSION at least that high.",
         )
 
 
@@ -196,6 +241,7 @@ def _signature(profile: TypeProfile, inspection: Inspection) -> Iterator[Unfit]:
             inspection.image_size,
             expected,
             ", ".join(inspection.signed_with) or "none that holds",
+            "Sign it with one of the keys that the devices trust: espsecure sign-data --version 2.",
         )
     else:
         yield Unfit(

@@ -11,8 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from flota import __version__
-from flota.cli.output import EXIT_DONE, EXIT_FAILED, fail, warn
-from flota.errors import FlotaError
+from flota.cli.output import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_USE, fail, warn
+from flota.errors import FlotaError, WrongUse
 
 DEBUG_VARIABLE: Final = "FLOTA_DEBUG"
 EXIT_INTERRUPTED: Final = 130
@@ -93,11 +93,19 @@ def main(arguments: list[str] | None = None) -> None:
     _speak_utf8(sys.stderr)
     try:
         app(args=arguments, prog_name="flota")
+    except WrongUse as error:
+        fail(error)
+        sys.exit(EXIT_WRONG_USE)
     except FlotaError as error:
         fail(error)
         sys.exit(EXIT_FAILED)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone; nothing is left to say
+        sys.exit(EXIT_FAILED)
+    except OSError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        fail(_as_told(error))
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         warn("interrupted")
@@ -108,6 +116,16 @@ def main(arguments: list[str] | None = None) -> None:
         warn(f"internal error: {type(error).__name__}: {error}")
         warn(f"  This is a bug in Flota. Run it again with {DEBUG_VARIABLE}=1 and report what it prints.")
         sys.exit(EXIT_FAILED)
+
+
+def _as_told(error: OSError) -> FlotaError:
+    """Say what the operating system refused, and where."""
+    where = f" {error.filename}" if error.filename else ""
+    return FlotaError(
+        f"the system refused access to{where or ' a file or a connection'}",
+        found=error.strerror or str(error),
+        hint="Check the path, its permissions and the free space.",
+    )
 
 
 def _speak_utf8(stream: Any) -> None:

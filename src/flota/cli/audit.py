@@ -13,7 +13,7 @@ from flota.cli.output import echo, echo_json, print_table
 if TYPE_CHECKING:
     from flota.client.schemas import AuditEntry
 
-app = typer.Typer(no_args_is_help=True, help="The audit trail.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The audit trail.")
 
 PAGE = 1000
 

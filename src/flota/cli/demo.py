@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from flota.lab.demo import DemoResult
     from flota.lab.local_server import LocalServer
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 COLUMNS = ("device", "board", "route", "slot", "runs", "confirmed", "last update", "ended", "known by", "ok")
 
@@ -78,10 +79,25 @@ def _print_end(result: DemoResult) -> None:
     verdict = "Every device runs what it should." if result.good else "NOT every device is as it should be."
     echo(f"{verdict} First update after {result.first_update_s:.1f} s, all done after {result.total_s:.1f} s.")
     echo()
+    flota = _program()
     echo("now yours:")
-    echo("  flota up --data ./flota-data")
-    echo("  flota type add pump --board esp32-c3 --partitions partitions.csv --signer release.pub")
-    echo("  flota ship your-app.bin --type pump --version 1.0 --to type=pump --key release.pem")
+    echo(f"  {flota} up --data ./flota-data")
+    echo(
+        f"  {flota} key create release && {flota} type add pump --board esp32-c3 --signer release"
+        f" && {flota} device add pump-1 --type pump"
+    )
+    echo(f"  {flota} ship your-app.bin --type pump --version 1.0 --to name=pump-1 --key release")
+
+
+def _program() -> str:
+    """How this program is called from here: by its name if the shell finds it, else by its path."""
+    if shutil.which("flota"):
+        return "flota"
+    beside_python = Path(sys.executable).parent / "flota"
+    if not beside_python.exists():
+        return f"{sys.executable} -m flota"
+    here = Path.cwd()
+    return str(beside_python.relative_to(here) if beside_python.is_relative_to(here) else beside_python)
 
 
 def _row(device: dict[str, object]) -> list[object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from flota.lab.demo import FleetView, Screen
 
 FRAMES_PER_SECOND = 8
+COLUMN_WIDTHS = {"device": 13, "route": 11, "slot": 5, "runs": 5, "": 8, "update": 11}
+"""Characters; they leave room for a few words of "now" on a terminal of 80."""
 
 
 @contextlib.contextmanager
@@ -90,13 +93,16 @@ def fleet_table(view: FleetView) -> Table:
 
     colours = {"SUCCEEDED": "green", "FAILED": "red", "IN_PROGRESS": "yellow", "QUEUED": "cyan", "CANCELED": "magenta"}
     table = Table(box=None, pad_edge=False)
-    for head in ("device", "route", "slot", "runs", "", "update", "now"):
-        table.add_column(head, no_wrap=True, min_width=20 if head == "" else None)
+    for head, width in COLUMN_WIDTHS.items():
+        table.add_column(head, no_wrap=True, min_width=width, max_width=width)
+    left_over = shutil.get_terminal_size().columns - sum(COLUMN_WIDTHS.values()) - 2 * len(COLUMN_WIDTHS) - 1
+    table.add_column("now", no_wrap=True)
     for device in view.devices:
         execution = view.executions.get(device.name)
         state = execution.state if execution else "-"
         colour = colours.get(state, "dim")
-        bar = ProgressBar(total=100, completed=device.progress_percent, width=20) if device.progress_percent else ""
+        width = COLUMN_WIDTHS[""]
+        bar = ProgressBar(total=100, completed=device.progress_percent, width=width) if device.progress_percent else ""
         table.add_row(
             device.name,
             device.route,
@@ -104,6 +110,6 @@ def fleet_table(view: FleetView) -> Table:
             device.running_version or "-",
             bar,
             f"[{colour}]{state}[/{colour}]",
-            device.doing,
+            device.doing[: max(0, left_over)],
         )
     return table

@@ -13,7 +13,7 @@ from flota.cli.output import echo, echo_json, print_table
 if TYPE_CHECKING:
     from flota.client.schemas import Device
 
-app = typer.Typer(no_args_is_help=True, help="Devices: add, import, accept, list.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Devices: add, import, accept, list.")
 
 IMPORT_MAX_BYTES = 16 * 1024 * 1024
 

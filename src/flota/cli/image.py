@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flota.boards.model import Unfit
     from flota.images.model import Inspection
 
-app = typer.Typer(no_args_is_help=True, help="Look into, pack and convert firmware files.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Look into, pack and convert firmware files.")
 pack = typer.Typer(no_args_is_help=True, help="Pack firmware into an image that devices take.")
 app.add_typer(pack, name="pack")
 app.add_typer(nvs, name="nvs")

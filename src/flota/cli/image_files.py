@@ -35,9 +35,14 @@ def read_file(path: Path) -> bytes:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write the result, whole or not at all; raises `InvalidInput` when it cannot be written."""
+    """Write the result, whole or not at all; raises `InvalidInput` when it cannot be written.
+
+    Directories are not made: one that is missing is more likely a mistyped path.
+    """
     from flota.durable_files import write_durably
 
+    if not path.parent.is_dir():
+        raise InvalidInput(f"there is no directory {path.parent}", hint="Make it, or correct the path.")
     try:
         write_durably(path, data)
     except OSError as error:

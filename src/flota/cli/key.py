@@ -26,7 +26,7 @@ from flota.errors import Conflict, FlotaError, InvalidInput
 if TYPE_CHECKING:
     from flota.trust.keys import PrivateKey, PublicKey
 
-app = typer.Typer(no_args_is_help=True, help="Signing keys.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Signing keys.")
 app.command("sign")(sign_file)
 app.command("verify")(verify_file)
 app.add_typer(rotation_app, name="rotate")

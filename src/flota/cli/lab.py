@@ -123,17 +123,35 @@ def flash(
         Path | None, typer.Option("--partitions", metavar="CSV", help="Write this table too.")
     ] = None,
 ) -> None:
-    """Write a file to a device that is not running, as a programmer would over its cable."""
+    """Write a file to a device that is not running, as a programmer would over its cable.
+
+    An app image goes to the first app slot, a merged image to 0x0, a partition table to its place. Like a programmer it
+    writes what it is given, and warns when the board could not start it.
+
+    Examples:
+        flota lab flash esp32-c3 app.bin --state ./pump-1 --partitions partitions.csv
+
+        flota lab flash esp32-c3 factory.bin --state ./pump-1 --at 0x10000 --erase
+    """
+    from flota.boards.catalogue import board as board_named
+    from flota.images.inspection import inspect
     from flota.lab.programmer import flash_file
     from flota.lab.state_directory import StateDirectory
 
     directory = StateDirectory(state)
+    data = _read(file)
+    inspection = inspect(data)
+    chip = board_named(board).chip
+    if inspection.chip is not None and chip is not None and inspection.chip != chip:
+        warn(f"warning: this image is for {inspection.chip}, the board is an {chip}: its boot loader will refuse it")
+    for finding in inspection.errors:
+        warn(f"warning: {finding.text}")
     with directory:
         record = directory.introduce(board)
         where = flash_file(
             directory,
             record,
-            _read(file),
+            data,
             address=None if at is None else _address(at),
             erase=erase,
             table=_read_partitions(board, partitions),
@@ -147,7 +165,11 @@ def read_slot(
     slot: Annotated[str, typer.Option("--slot", help="ota_0, ota_1, a, b, …, or running.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where the image goes.")],
 ) -> None:
-    """Write exactly the image file in a slot to FILE, without the erased rest of the slot."""
+    """Write exactly the image file in a slot to FILE, without the erased rest of the slot.
+
+    Example:
+        flota lab read-slot --state ./pump-1 --slot running -o running.bin
+    """
     from flota.durable_files import write_durably
     from flota.lab import programmer
     from flota.lab.state_directory import StateDirectory

@@ -13,7 +13,7 @@ from flota.cli.output import echo, echo_json, print_table, warn
 if TYPE_CHECKING:
     from flota.client.schemas import Release
 
-app = typer.Typer(no_args_is_help=True, help="Releases: create, sign, publish, withdraw.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Releases: create, sign, publish, withdraw.")
 
 Reference = Annotated[str, typer.Argument(metavar="RELEASE", help="Its number, or TYPE@VERSION.")]
 

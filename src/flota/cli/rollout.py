@@ -12,7 +12,7 @@ from flota.cli.output import echo, echo_json, print_table
 if TYPE_CHECKING:
     from flota.client.schemas import Rollout
 
-app = typer.Typer(no_args_is_help=True, help="Rollouts: create, watch, pause, cancel.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Rollouts: create, watch, pause, cancel.")
 
 Reference = Annotated[str, typer.Argument(metavar="ROLLOUT", help="Its number or name.")]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="For the audit trail.")]

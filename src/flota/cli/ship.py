@@ -10,7 +10,7 @@ import typer
 from flota.cli.connection import AsJson, CaCert, Server, Token, comma_list, connect
 from flota.cli.output import echo, echo_json, warn
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -92,5 +92,5 @@ def ship(
             echo_json(rollout.as_dict())
         if wait:
             raise typer.Exit(watch(client, rollout, after=after))
-    if not as_json:
+    if not as_json and not rollout.is_final:
         echo(f"next       flota rollout watch {rollout.id}")

@@ -50,7 +50,7 @@ def named_key_path(name: str) -> Path:
             found=repr(name[:72]),
             hint="Give a path with -o for a key file somewhere else.",
         )
-    return keys_directory() / f"{name.removesuffix(PRIVATE_SUFFIX)}{PRIVATE_SUFFIX}"
+    return keys_directory() / f"{name.removesuffix(PRIVATE_SUFFIX).removesuffix(PUBLIC_SUFFIX)}{PRIVATE_SUFFIX}"
 
 
 def find_key(reference: str) -> Path:

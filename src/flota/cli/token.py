@@ -9,7 +9,7 @@ import typer
 from flota.cli.connection import AsJson, CaCert, Server, Token, connect
 from flota.cli.output import echo, echo_json, print_table
 
-app = typer.Typer(no_args_is_help=True, help="Access tokens of the management API.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Access tokens of the management API.")
 
 
 @app.command("create")

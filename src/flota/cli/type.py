@@ -13,7 +13,9 @@ from flota.cli.output import echo, echo_json, print_table
 if TYPE_CHECKING:
     from flota.client.schemas import DeviceType
 
-app = typer.Typer(no_args_is_help=True, help="Device types: products, their boards and partition tables.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Device types: products, their boards and partition tables."
+)
 
 PARTITION_CSV_MAX_BYTES = 64 * 1024
 

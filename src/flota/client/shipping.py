@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from flota.client.management import ManagementClient, Progress
 from flota.client.schemas import Artifact, DeviceType, Release, Rollout
+from flota.client.shipped_before import Selection, rollout_to_reuse
 from flota.digests import DigestAccumulator, FileDigests
 from flota.errors import Conflict, InvalidInput, Refused
 from flota.trust.manifest import Manifest, parse_manifest
@@ -82,6 +83,9 @@ def ship(
 ) -> Rollout:
     """Do all steps and return the rollout, which has then begun. What an earlier try has done already is used.
 
+    An open rollout of the release with the same selection is returned as it is, and one that succeeded if every selected
+    device runs the release already.
+
     Raises `Refused` (the image does not fit, the key is not trusted, signatures are missing) and what the server says.
     """
     digests = digests_of_file(shipment.path)
@@ -109,6 +113,13 @@ def ship(
     if release.state != "published":
         release = client.publish(release.id)
         say(f"published  release {release.id}, {release.type} {release.version}")
+    begun = rollout_to_reuse(
+        client, release, Selection(shipment.devices, shipment.select), name=shipment.name, say=say
+    )
+    if begun is not None:
+        if not begun.is_final:
+            say(_describe_begun(begun))
+        return begun
     rollout = client.create_rollout(
         release.id,
         devices=shipment.devices,
@@ -120,6 +131,13 @@ def ship(
     sizes = ", ".join(str(wave.size) for wave in rollout.waves)
     say(f"rollout    {rollout.name} ({rollout.id}): {rollout.devices} devices in waves of {sizes}")
     return rollout
+
+
+def _describe_begun(rollout: Rollout) -> str:
+    sizes = ", ".join(str(wave.size) for wave in rollout.waves)
+    text = f"rollout    {rollout.name} ({rollout.id}) is there already ({rollout.state}): "
+    text += f"{rollout.devices} devices in waves of {sizes}; another one needs another --name"
+    return text + (f"; go on with `flota rollout resume {rollout.id}`" if rollout.state == "paused" else "")
 
 
 def _draft(client: ManagementClient, shipment: Shipment, artifact: Artifact, say: Say) -> Release:
