@@ -65,6 +65,11 @@ def digests_of(data: bytes | memoryview) -> FileDigests:
     return accumulator.finish()
 
 
+def is_sha256_hex(text: str) -> bool:
+    """Whether `text` is a SHA-256 in lower-case hex."""
+    return _SHA256_HEX.match(text) is not None
+
+
 def parse_sha256_hex(text: str) -> str:
     """Return `text` as lower-case hex of 64 characters; raises `InvalidInput` otherwise."""
     lowered = text.lower()

@@ -64,12 +64,23 @@ def test_devices_are_added_labelled_refused_and_removed(flota: Flota) -> None:
     assert gone.err.startswith("error: ")
 
 
+def test_accepting_nobody_says_where_to_look(flota: Flota) -> None:
+    refused = flota("device", "accept", "nobody")
+    assert refused.status == 1
+    assert "nobody" in refused.err
+    assert "flota device list --state pending" in refused.err
+    assert "MAC" in refused.err
+
+
 def test_an_import_is_all_or_nothing(flota: Flota, tmp_path: Path) -> None:
     path = tmp_path / "devices.csv"
     path.write_text("name,type,token\nimp-1,generic-linux,token-of-one\nimp 2,generic-linux,\n")
     refused = flota("device", "import", path)
     assert refused.status == 1
     assert "line 3" in refused.err
+    path.write_text("name,type\nimp-1,toaster\nimp 2,generic-linux\nimp-3\n")
+    lines = flota("device", "import", path).err.splitlines()
+    assert [line.strip().split(":")[0] for line in lines[:4]] == ["error", "line 2", "line 3", "line 4"]
     assert flota("device", "list", "--text", "imp", "--json").json() == []
     path.write_text("name,type,token\nimp-1,generic-linux,token-of-one\nimp-2,generic-linux,\n")
     made = flota("device", "import", path, "--json").json()
@@ -117,6 +128,12 @@ def test_files_that_are_not_utf8_are_a_clear_error(flota: Flota, tmp_path: Path)
         ("release", "create", "x.bin", "--type", "t", "--version", "1", "--expires", "tomorrow"),
         ("type", "trust", "generic-linux"),
         ("ship", "x.bin"),
+        ("ship", "x.bin", "--type", "t", "--version", "", "--to", "all", "--key", "k"),
+        ("ship", "x.bin", "--type", "t", "--version", "1", "--to", "all", "--key", "k", "--waves", "0,500%"),
+        ("release", "create", "x.bin", "--type", "t", "--version", " "),
+        ("rollout", "create", "--release", "1", "--devices", "a", "--waves", "0,500%"),
+        ("rollout", "create", "--release", "1", "--devices", "a", "--waves", "50%,20%,100%"),
+        ("device", "list", "--server", "ftp://x"),
         ("nonsense",),
     ],
 )

@@ -87,6 +87,21 @@ def test_an_untrusted_key_is_refused_before_anything_is_sent(flota: Flota, key: 
     assert flota(*arguments, "--no-wait").status == 0
 
 
+def test_a_release_is_called_like_the_file_it_was_made_of(flota: Flota, key: Path, tmp_path: Path) -> None:
+    _devices(flota, "names", "names-1")
+    for number, name in enumerate(("firmware.bin", "update.swu"), 1):
+        path = tmp_path / name
+        path.write_bytes(b"bytes under two names")
+        made = flota("release", "create", path, "--type", "names", "--version", f"{number}.0")
+        assert made.status == 0, made.err
+        assert name in flota("release", "show", f"names@{number}.0").out
+    (tmp_path / "third.swu").write_bytes(b"bytes under two names")
+    shipping = ("--type", "names", "--version", "3.0", "--to", "all", "--key", key, "--trust-key", "--no-wait")
+    assert flota("ship", tmp_path / "third.swu", *shipping).status == 0
+    listed = flota("release", "list", "--type", "names", "--json").json()
+    assert [one["filename"] for one in listed] == ["firmware.bin", "update.swu", "third.swu"]
+
+
 def test_shipping_again_does_no_step_twice(flota: Flota, key: Path, tmp_path: Path) -> None:
     _devices(flota, "again", "again-1")
     path = _file(tmp_path, "same")
@@ -132,13 +147,45 @@ def test_a_rollout_that_is_open_or_done_is_not_made_twice(
         assert "rollout once-1.0: succeeded, 2 of 2 devices run 1.0" in followed.out
     done = ship()
     assert (done.status, rollouts()) == (0, ["once-1.0"])
-    assert "every selected device runs 1.0 already" in done.out
+    assert "all selected devices run 1.0 already" in done.out
     assert flota("rollout", "cancel", ship("--no-wait", "--name", "once-more", "--json").json()["id"]).status == 0
     assert rollouts() == ["once-1.0", "once-more"]
     after_cancel = ship("--no-wait")
     assert "rollout once-more" in after_cancel.out
     assert "ended canceled: it is tried again" in after_cancel.out
     assert rollouts() == ["once-1.0", "once-more", "once-1.0-2"]
+
+
+def test_devices_that_came_later_and_long_lists_of_names_are_told_apart(
+    flota: Flota, server: Server, key: Path, tmp_path: Path
+) -> None:
+    names = [f"many-{number:02}" for number in range(11)]
+    tokens = _devices(flota, "many", *names)
+
+    def ship(to: str, *more: str) -> Result:
+        return flota(
+            "ship", _file(tmp_path, "many"), "--type", "many", "--version", "1.0", "--to", to,
+            "--key", key, "--trust-key", *more,
+        )  # fmt: skip
+
+    with DdiDevice(server, names[0], tokens[names[0]]):
+        assert ship(f"type=many name={names[0]}").status == 0
+    assert ship(f"{names[0]},{names[1]}", "--no-wait").status == 0
+    waves = ("--waves", "1,100%", "--no-wait")
+    assert ship(",".join(names), *waves).status == 0
+    unclear = ship(",".join(names), *waves)
+    assert unclear.status == 1
+    assert "may be of the same devices" in unclear.err
+    assert "flota rollout watch" in unclear.err
+    assert "--name NAME" in unclear.err
+    assert ship(",".join(names[:-1]), "--no-wait").status == 0
+    made = [one["devices"] for one in _rollouts_of(flota, "many")]
+    assert made == [1, 2, 11, 10]
+
+
+def _rollouts_of(flota: Flota, type_name: str) -> list[dict[str, int]]:
+    found = [one for one in flota("rollout", "list", "--json").json() if one["type"] == type_name]
+    return [{"id": one["id"], "devices": sum(wave["size"] for wave in one["waves"])} for one in found]
 
 
 def test_each_step_can_be_done_on_its_own(flota: Flota, key: Path, tmp_path: Path) -> None:
@@ -174,6 +221,8 @@ def test_nobody_signs_a_manifest_of_another_file(flota: Flota, key: Path, tmp_pa
     refused = flota("release", "sign", number, "--key", key, "--trust-key", "--file", path)
     assert refused.status == 1
     assert "was not signed" in refused.err
+    assert "is not the file that release" in refused.err.splitlines()[0]
+    assert "Is --file the file that was uploaded?" in refused.err
     assert flota("release", "show", number, "--json").json()["signatures"] == []
 
 

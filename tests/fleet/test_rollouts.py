@@ -12,6 +12,7 @@ from flota.fleet.rollouts import (
     RolloutPolicy,
     RolloutState,
     WaveState,
+    check_waves,
     split_waves,
 )
 
@@ -46,6 +47,17 @@ def test_waves_are_rising_totals(count: int, waves: str, sizes: list[int] | None
 def test_waves_that_cannot_be_meant_are_refused(waves: str) -> None:
     with pytest.raises(InvalidInput):
         split_waves(range(1, 10), waves)
+
+
+@pytest.mark.parametrize("waves", ["", ",", "0,500%", "101%,100%", "x", "50%,20%,100%", ",".join(["1"] * 101)])
+def test_waves_that_no_fleet_can_have_are_refused_without_knowing_it(waves: str) -> None:
+    with pytest.raises(InvalidInput):
+        check_waves(waves)
+
+
+@pytest.mark.parametrize("waves", ["100%", "2,50%,100%", " 2 , 100% ", "1,2,10", "50%,5,100%"])
+def test_waves_that_some_fleet_can_have_are_left_to_the_server(waves: str) -> None:
+    check_waves(waves)
 
 
 def test_a_rollout_needs_devices_each_once() -> None:

@@ -265,6 +265,14 @@ def test_an_action_id_is_read_back_from_every_link(action: int, change: int) -> 
     assert len(HOME.deployment_base(action, change).partition("/deploymentBase/")[2]) + len("deploymentBase/") <= 49
 
 
+def test_a_message_that_is_not_utf8_says_where_in_our_own_words() -> None:
+    body = b'{"id":"1","status":{"execution":"closed","details":["caf\xe9"],"result":{"finished":"success"}}}'
+    with pytest.raises(MalformedMessage) as caught:
+        ddi.parse_feedback(body)
+    assert (caught.value.offset, caught.value.found) == (body.index(b"\xe9"), "byte 0xe9")
+    assert "codec" not in str(caught.value)
+
+
 @given(st.text())
 def test_any_text_is_an_action_id_or_our_error(text: str) -> None:
     for parse in (ddi.parse_action_id, ddi.action_id_of):

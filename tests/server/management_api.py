@@ -28,8 +28,8 @@ ESP32_C3 = 5
 def an_esp_app(version: str, *, chip_id: int = ESP32_C3, size: int = 4096) -> bytes:
     """Return a well-formed app image with this version in its descriptor, of at least `size` bytes."""
     body = pack_app_desc(EspAppDesc(version=version, project="tests")) + bytes(size)
-    header = EspImageHeader(chip_id=chip_id, entry=0x42000020)
-    return pack_app(EspAppImage(header, (EspSegment(0x3C000020, body),)))
+    header = EspImageHeader(chip_id=chip_id, entry=0x40380000)
+    return pack_app(EspAppImage(header, (EspSegment(0x3C000020, body), EspSegment(0x40380000, bytes(16)))))
 
 
 @dataclass

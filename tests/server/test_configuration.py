@@ -49,7 +49,7 @@ def test_every_setting_can_be_given_in_the_file() -> None:
     stop_grace_s = 2.5
     device_requests_per_s = 8
     """
-    file = read_configuration(text, "flota.toml")
+    file = read_configuration(text.encode(), "flota.toml")
     assert set(file) == {setting.key for setting in SETTINGS}
     made = settings(file)
     assert made.http is None
@@ -67,10 +67,10 @@ def test_names_may_come_as_one_variable() -> None:
 
 def test_an_unknown_key_in_the_file_is_refused_with_those_that_exist() -> None:
     with pytest.raises(InvalidInput, match="htttp") as caught:
-        read_configuration("htttp = 1", "flota.toml")
+        read_configuration(b"htttp = 1", "flota.toml")
     assert "public_url" in str(caught.value.expected)
     with pytest.raises(InvalidInput, match="not TOML"):
-        read_configuration("http = ", "flota.toml")
+        read_configuration(b"http = ", "flota.toml")
 
 
 @pytest.mark.parametrize(
@@ -149,3 +149,10 @@ def test_a_data_directory_has_one_server_at_a_time(tmp_path: Path) -> None:
         pass
     with hold_lock(lock):
         pass
+
+
+def test_a_file_that_is_not_utf8_says_where_in_our_own_words() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read_configuration(b'# caf\xc3\xa9\nname = "caf\xe9"\n', "flota.toml")
+    assert (caught.value.offset, caught.value.found) == (19, "byte 0xe9 in line 2")
+    assert "codec" not in str(caught.value)

@@ -603,6 +603,21 @@ async def test_the_md5sum_file_is_one_line(fleet: UpdateFleet) -> None:
     assert answer.headers["content-disposition"] == "attachment;filename=pump.bin.MD5SUM"
 
 
+async def test_bytes_uploaded_under_two_names_go_out_under_the_name_of_each_release(fleet: UpdateFleet) -> None:
+    await fleet.add_release("1.9.0", data=b"same bytes", filename="firmware.bin")
+    device = await fleet.device("pump-1")
+    release = await fleet.add_release("2.0.0", data=b"same bytes", filename="update.swu")
+    assert release.artifact.filename == "firmware.bin"
+    (execution,) = await fleet.roll_out(release, device)
+    deployment = (await get(fleet, f"/deploymentBase/{execution.id}")).json()["deployment"]
+    (offered,) = deployment["chunks"][0]["artifacts"]
+    assert offered["filename"] == "update.swu"
+    path = offered["_links"]["download-http"]["href"].partition("/artifacts/")[2]
+    answer = await get(fleet, f"/softwaremodules/{release.id}/artifacts/{path}")
+    assert (answer.content, answer.headers["content-disposition"]) == (b"same bytes", "attachment;filename=update.swu")
+    assert (await get(fleet, f"/softwaremodules/{release.id}/artifacts/firmware.bin")).status_code == 404
+
+
 async def test_a_name_with_blanks_is_found_in_both_spellings_and_quoted(fleet: UpdateFleet) -> None:
     execution = await an_action(fleet, filename='pump "2".bin')
     base = f"/softwaremodules/{execution.release_id}/artifacts"

@@ -406,9 +406,56 @@ async def test_a_channel_without_a_release_is_404(fleet: UpdateFleet) -> None:
     assert (await fleet.client.get("/update/pump")).status_code == 404
 
 
+async def test_the_channel_leaves_out_what_a_rollout_holds_back(fleet: UpdateFleet) -> None:
+    device = await fleet.add_device("pump-1")
+    await fleet.add_release("1.0.0")
+    await fleet.roll_out(await fleet.add_release("2.0.0"), device)
+
+    async def handed_out() -> bytes:
+        return (await fleet.client.get("/update/pump")).content
+
+    async def put_newest(state: RolloutState) -> None:
+        async with fleet.database.transaction() as tx:
+            await tx.set_rollout_state(fleet.scope, fleet.rollouts[-1].id, state, now=fleet.clock())
+
+    assert await handed_out() == image("1.0.0")
+    await put_newest(RolloutState.PAUSED)
+    assert await handed_out() == image("1.0.0")
+    await put_newest(RolloutState.SUCCEEDED)
+    assert await handed_out() == image("2.0.0")
+
+    for number, stopped in ((3, RolloutState.ABORTED), (4, RolloutState.CANCELED)):
+        await fleet.roll_out(await fleet.add_release(f"{number}.0.0"), device)
+        await put_newest(stopped)
+        assert await handed_out() == image("2.0.0")
+
+    finished = await fleet.add_release("5.0.0")
+    await fleet.roll_out(finished, device)
+    await put_newest(RolloutState.FINISHED_WITH_FAILURES)
+    assert await handed_out() == image("5.0.0")
+    await fleet.roll_out(finished, device)
+    assert await handed_out() == image("2.0.0")
+
+
+async def test_a_channel_whose_releases_are_all_held_back_is_404(fleet: UpdateFleet) -> None:
+    device = await fleet.add_device("pump-1")
+    await fleet.roll_out(await fleet.add_release("2.0.0"), device)
+    assert (await fleet.client.get("/update/pump")).status_code == 404
+
+
+async def test_a_type_that_refuses_unknown_devices_has_no_channel(fleet: UpdateFleet) -> None:
+    await fleet.add_release("2.0.0")
+    async with fleet.database.transaction() as tx:
+        await tx.set_unknown_devices(fleet.scope, "pump", UnknownDevices.REFUSE, now=fleet.clock())
+    for method in ("GET", "HEAD"):
+        assert (await fleet.client.request(method, "/update/pump")).status_code == 403
+
+
 async def test_head_tells_length_etag_and_md5_without_a_body_and_starts_nothing(fleet: UpdateFleet) -> None:
     device = await fleet.add_device("pump-1")
-    (execution,) = await fleet.roll_out(await fleet.add_release("2.0.0"), device)
+    await fleet.add_release("2.0.0")
+    same_bytes = await fleet.add_release("2.0.1", data=image("2.0.0"))
+    (execution,) = await fleet.roll_out(same_bytes, device)
     for url in ("/update/pump", f"/update/pump/pump-1?token={TOKEN}"):
         answer = await fleet.client.head(url)
         assert (answer.status_code, answer.content) == (200, b"")

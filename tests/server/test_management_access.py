@@ -171,6 +171,17 @@ async def test_input_that_is_not_declared_is_refused_with_the_fields_name(api: A
     assert any(line.startswith(f"{field}:") for line in problem["errors"]), problem
 
 
+async def test_faults_of_input_are_told_in_our_own_words(api: Api) -> None:
+    body = {"type": "esp32-c3", "version": "", "artifact": "no-digest", "colour": 1, "expires_at": "soon"}
+    problem = assert_problem(await api.ask("POST", "/releases", json=body), 400, "invalid-input")
+    assert sorted(problem["errors"]) == [
+        "artifact: does not match ^[0-9a-fA-F]{64}$",
+        "colour: there is no such field",
+        "expires_at: not a time in ISO 8601",
+        "version: too short, at least 1 characters",
+    ]
+
+
 @pytest.mark.parametrize("body", [b"{", b"\xff\xfe", b"[" * 100_000, b'{"name": "x", "role": NaN}', b""])
 async def test_bodies_that_are_no_json_are_refused(api: Api, body: bytes) -> None:
     answer = await api.ask("POST", "/tokens", content=body, headers={"content-type": "application/json"})

@@ -163,6 +163,27 @@ async def test_a_version_that_disagrees_with_the_image_is_a_warning(api: Api) ->
     assert "2.0" in warning
 
 
+async def test_what_the_inspection_warns_of_is_a_warning_of_the_release(api: Api) -> None:
+    artifact = await api.upload(an_esp_app("2.0") + b"left over by a build script")
+    draft = await api.post("/releases", {"type": "esp32-c3", "version": "2.0", "artifact": artifact["sha256"]})
+    told = [one["text"] for one in artifact["inspection"]["findings"] if one["level"] == "warning"]
+    assert told
+    assert all(any(text in warning for warning in draft["warnings"]) for text in told)
+    assert (await api.get(f"/releases/{draft['id']}"))["warnings"] == draft["warnings"]
+
+
+async def test_each_release_of_the_same_bytes_has_its_own_file_name(api: Api) -> None:
+    artifact = await api.upload(b"same bytes", "firmware.bin")
+    body = {"type": "generic-linux", "artifact": artifact["sha256"]}
+    plain = await api.post("/releases", {**body, "version": "1.0"})
+    named = await api.post("/releases", {**body, "version": "1.1", "filename": "build/out/update.swu"})
+    assert (plain["filename"], named["filename"]) == ("firmware.bin", "update.swu")
+    assert [one["filename"] for one in (await api.get("/releases"))["items"]] == ["firmware.bin", "update.swu"]
+    for bad in ("", "..", "a\nb", "x\x00"):
+        answer = await api.ask("POST", "/releases", json={**body, "version": "1.2", "filename": bad})
+        assert answer.status_code in (400, 422), bad
+
+
 async def test_a_version_that_disagrees_is_refused_where_the_image_decides(api: Api) -> None:
     await api.post("/types", {"name": "pump", "board": "esp32-c3", "version_from": "app_desc"})
     artifact = await api.upload(an_esp_app("1.0"))

@@ -111,7 +111,7 @@ class UpdateFleet:
                     type_name, "esp32-c3", None, version, sequence, expires_at, (component,), issued_at=self.clock()
                 )
             )
-            new = NewRelease(type_name, version, sequence, digests.sha256, manifest, expires_at)
+            new = NewRelease(type_name, version, sequence, digests.sha256, manifest, expires_at, filename=filename)
             release = await tx.add_release(self.scope, new, now=self.clock())
             signature = signatures_as_json([KEY.sign(manifest)])
             signed = ReleaseSignature(KEY.key_id, "ed25519", signature.split('"signature":"')[1].split('"')[0])

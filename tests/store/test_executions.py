@@ -271,7 +271,7 @@ async def test_stopping_cancels_what_is_queued_and_asks_who_is_at_work(database:
         rollout = await tx.rollout(fleet.scope, fleet.rollout.id)
         executions = await tx.list_executions(fleet.scope)
     assert rollout.state is RolloutState.CANCELED
-    assert [wave.state for wave in rollout.waves] == ["failed", "not-opened"]
+    assert [wave.state for wave in rollout.waves] == ["canceled", "not-opened"]
     assert [e.state for e in executions] == [S.SUCCEEDED, S.IN_PROGRESS, S.CANCELED]
     assert [e.cancel_requested_at for e in executions] == [None, at(5), None]
     assert await next_id(database, fleet, 1) == made[1].id  # so that the cancel can be shown

@@ -29,6 +29,41 @@ async def test_the_same_bytes_twice_are_one_artifact_with_its_first_name(databas
             await tx.artifact(scope, "00" * 32)
 
 
+async def test_only_old_artifacts_that_no_release_names_are_removed(database: Database) -> None:
+    scope, other = await a_tenant(database), await a_tenant(database, "OTHER")
+    shas = {name: an_artifact(name.encode()).digests.sha256 for name in ("2.0.0", "old", "again", "new")}
+    async with database.transaction() as tx:
+        await a_type(tx, scope)
+        await a_release(tx, scope, "2.0.0")
+        await tx.add_artifact(scope, an_artifact(b"old"))
+        await tx.add_artifact(other, an_artifact(b"old"))
+        await tx.add_artifact(scope, an_artifact(b"again"))
+        await tx.add_artifact(scope, replace(an_artifact(b"again"), created_at=at(60)))
+        await tx.add_artifact(scope, replace(an_artifact(b"new"), created_at=at(60)))
+    async with database.transaction() as tx:
+        assert await tx.unused_artifacts(scope, before=at(60), limit=10) == (shas["old"],)
+        assert await tx.remove_unused_artifacts(scope, [*shas.values()], before=at(60), now=at(61)) == (shas["old"],)
+        with pytest.raises(NotFound):
+            await tx.artifact(scope, shas["old"])
+        assert await tx.is_artifact_recorded(shas["old"])  # the other tenant's
+        await tx.remove_unused_artifacts(other, [shas["old"]], before=at(60), now=at(61))
+        assert not await tx.is_artifact_recorded(shas["old"])
+        assert (await tx.artifact(scope, shas["again"])).created_at == START
+
+
+async def test_a_release_has_a_file_name_of_its_own_or_its_artifacts(database: Database) -> None:
+    scope = await a_tenant(database)
+    async with database.transaction() as tx:
+        await a_type(tx, scope)
+        artifact, _ = await tx.add_artifact(scope, an_artifact())
+        plain = NewRelease("pump", "1", 1, artifact.digests.sha256, b"{}", None)
+        named = replace(plain, version="2", sequence=2, filename="update.swu")
+        assert [(await tx.add_release(scope, new, now=START)).filename for new in (plain, named)] == [
+            "pump.bin",
+            "update.swu",
+        ]
+
+
 async def test_a_type_is_stored_whole(database: Database) -> None:
     scope = await a_tenant(database)
     new = NewDeviceType(

@@ -19,13 +19,13 @@ TWO_FILE_SLOTS = ("a", "b")
 _WRONG_FORMAT_HINTS: Final[Mapping[ImageFormat, str]] = {
     ImageFormat.ESP_BOOTLOADER: "That is a boot loader: ship the app that the same build made.",
     ImageFormat.ESP_RAM_IMAGE: "That program runs from RAM and is lost at the next start: ship the app.",
-    ImageFormat.ESP_PARTITION_TABLE: "That is a partition table: ship the app. `flota type add --partitions` takes tables.",
+    ImageFormat.ESP_PARTITION_TABLE: "That is a partition table: ship the app. Types take tables (--partitions).",
     ImageFormat.ESP_OTADATA: "That is otadata, which devices write themselves: ship the app.",
     ImageFormat.ESP_NVS: "That is an NVS partition: ship the app.",
     ImageFormat.ESP_DELTA_PATCH: "That is a difference between two images: ship the whole app.",
     ImageFormat.ESP_ENCRYPTED: "Devices encrypt what they are sent: ship the app as it is before encryption.",
     ImageFormat.ESP8266_APP: "That is an app for an ESP8266: build it for this board's chip.",
-    ImageFormat.ESP_APP: "That is an app for an ESP32: ship what was built for this board, or choose a type of an ESP32.",
+    ImageFormat.ESP_APP: "That is an app for an ESP32: build it for this board, or choose another type.",
     ImageFormat.MCUBOOT: "That is an image for the boot loader MCUboot: choose a type whose board uses it.",
 }
 _ANY_OTHER_FORMAT: Final = "Is it the right file? `flota image inspect FILE` shows what it is."
@@ -39,7 +39,7 @@ _DAMAGE_HINTS: Final[Mapping[str, str]] = {
 }
 _ANY_OTHER_DAMAGE: Final = "Build or copy the file again; `flota image inspect FILE` shows what is wrong with it."
 
-_ONE_SLOT_HINT: Final = "Give the type a partition table with otadata and two ota slots, as its devices then have to have."
+_ONE_SLOT_HINT: Final = "Give the type the partition table of its devices; they need otadata and two ota slots."
 
 
 def partition_table_of(profile: TypeProfile) -> PartitionTable | None:
@@ -68,12 +68,14 @@ def fit_check(profile: TypeProfile, inspection: Inspection, *, file_size: int, v
     `file_size` in bytes is what will be sent; `version` is the release's. Reasons with `blocking=False` are warnings.
     """
     reasons = list(_format(profile, inspection))
-    if not reasons:
+    is_right_kind = not reasons
+    if is_right_kind:
         reasons += _damage(inspection)
         reasons += _chip(profile, inspection)
     reasons += _partitions(profile)
     reasons += _size(profile, file_size)
-    reasons += _version(profile, inspection, version)
+    if is_right_kind:
+        reasons += _version(profile, inspection, version)
     reasons += _secure_version(profile, inspection)
     reasons += _boot_loader(profile, inspection)
     reasons += _signature(profile, inspection)
@@ -180,7 +182,7 @@ def _version(profile: TypeProfile, inspection: Inspection, version: str) -> Iter
     said = inspection.version
     strict = profile.version_from is VersionFrom.APP_DESC
     if said is None:
-        if strict and inspection.format in profile.board.formats and not inspection.errors:
+        if strict and not inspection.errors:
             yield Unfit(
                 "no-version",
                 "the type takes its version from the image, and the image says none",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flota.errors import InvalidInput
+from flota.errors import InvalidInput, WrongUse
 
 if TYPE_CHECKING:
     from flota.client.management import ManagementClient
@@ -36,12 +37,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
 def connect(server: str | None, token: str | None, cacert: str | None) -> ManagementClient:
-    """Return a client of the server that the options, the environment or a local `flota up` name."""
-    from flota.client.discovery import find_server
+    """Return a client of the server that the options, the environment or a local `flota up` name.
+
+    Raises `WrongUse` for a `server` option that is no address, else what finding the server and its files raises.
+    """
+    from flota.client.discovery import find_server, parse_server_url
     from flota.client.management import ManagementClient
 
+    if server:
+        check_option("--server", parse_server_url, server)
     found = find_server(server, token, cacert)
     return ManagementClient(found.url, found.token, verify=found.cacert if found.cacert is not None else True)
+
+
+def check_option(name: str, check: Callable[[str], object], value: str) -> None:
+    """Return if `check` takes an option's value; its `InvalidInput` becomes `WrongUse` that names the option."""
+    try:
+        check(value)
+    except InvalidInput as error:
+        raise WrongUse(
+            f"{name}: {error.message}", expected=error.expected, found=error.found, hint=error.hint
+        ) from error
 
 
 def read_text_file(path: Path, *, max_bytes: int) -> str:

@@ -9,8 +9,10 @@ import typer
 
 from flota.cli.connection import AsJson, CaCert, Server, Token, connect, read_text_file
 from flota.cli.output import echo, echo_json, print_table
+from flota.errors import NotFound
 
 if TYPE_CHECKING:
+    from flota.client.management import ManagementClient
     from flota.client.schemas import Device
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Devices: add, import, accept, list.")
@@ -150,10 +152,12 @@ def accept(
 ) -> None:
     """Let pending or refused devices take part.
 
+    One that asked at its type's URL without a token is listed by its MAC address: flota device list --state pending
+
     flota device accept pump-17 pump-18
     """
     with connect(server, token, cacert) as client:
-        changed = [client.accept_device(name) for name in names]
+        changed = [_accepted(client, name) for name in names]
     _show_states(changed, as_json)
 
 
@@ -226,6 +230,17 @@ def label_device(
         echo_json(changed.as_dict())
     else:
         echo(f"{changed.name}  " + (" ".join(f"{key}={value}" for key, value in changed.labels.items()) or "no labels"))
+
+
+def _accepted(client: ManagementClient, name: str) -> Device:
+    try:
+        return client.accept_device(name)
+    except NotFound as error:
+        raise NotFound(
+            f"there is no device {name!r}",
+            hint="See who waits with `flota device list --state pending`: a device that asks at its type's URL without "
+            "a token is listed by its MAC address.",
+        ) from error
 
 
 def _labels(words: list[str]) -> dict[str, str]:

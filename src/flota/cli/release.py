@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flota.cli.connection import AsJson, CaCert, Server, Token, connect
+from flota.cli.connection import AsJson, CaCert, Server, Token, check_option, connect
 from flota.cli.output import echo, echo_json, print_table, warn
+from flota.errors import Refused
 
 if TYPE_CHECKING:
     from flota.client.schemas import Release
@@ -39,13 +40,17 @@ def create(
     """
     from flota.cli.uploading import upload
     from flota.client.shipping import describe_upload
+    from flota.versions import parse_version
 
+    check_option("--version", parse_version, version)
     expires_at = _time(expires)
     with connect(server, token, cacert) as client:
         artifact = upload(client, file)
         if not as_json:
             echo(describe_upload(artifact))
-        made = client.create_release(type_name, version, artifact.sha256, notes=notes, expires_at=expires_at)
+        made = client.create_release(
+            type_name, version, artifact.sha256, notes=notes, expires_at=expires_at, filename=file.name
+        )
     for warning in made.warnings:
         warn(f"warning: {warning}")
     if as_json:
@@ -102,6 +107,14 @@ def sign(
         found = client.release(release)
         ensure_trusted(client, client.device_type(found.type), who, add=trust_key, say=say)
         digests = digests_of_file(file) if file is not None else None
+        if digests is not None and digests.sha256 != found.artifact.sha256:
+            raise Refused(
+                f"{file} is not the file that release {found.id} was made of: it was not signed",
+                expected=f"{found.artifact.sha256} ({found.artifact.filename}, {found.artifact.size} bytes)",
+                found=f"{digests.sha256} ({digests.size} bytes)",
+                hint="Is --file the file that was uploaded? If it is, do not sign: the server holds other bytes. "
+                "Look at its audit trail: flota audit list.",
+            )
         signed = sign_release(client, found, who, digests=digests, say=say)
     if as_json:
         echo_json(signed.as_dict())
@@ -172,7 +185,7 @@ def list_releases(
                 one.state,
                 f"{len(one.signatures)}/{one.signatures_needed}",
                 one.artifact.size,
-                one.artifact.filename,
+                one.filename,
             )
             for one in found
         ],
@@ -211,7 +224,7 @@ def _show(one: Release, as_json: bool) -> None:
         ("release", f"{one.id}, {one.type} {one.version}"),
         ("state", one.state),
         ("sequence", str(one.sequence)),
-        ("file", f"{one.artifact.filename}, {one.artifact.size} bytes, {one.artifact.format}"),
+        ("file", f"{one.filename}, {one.artifact.size} bytes, {one.artifact.format}"),
         ("sha256", one.artifact.sha256),
         ("manifest sha256", one.manifest_sha256),
         ("expires", one.expires_at.isoformat() if one.expires_at else "never"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flota.cli.connection import AsJson, CaCert, Server, Token, comma_list, connect
+from flota.cli.connection import AsJson, CaCert, Server, Token, check_option, comma_list, connect
 from flota.cli.output import echo, echo_json, print_table
 
 if TYPE_CHECKING:
@@ -61,6 +61,9 @@ def create(
     """
     if (devices is None) == (select is None):
         raise typer.BadParameter("give either --devices A,B or --select EXPR")
+    from flota.fleet.rollouts import check_waves
+
+    check_option("--waves", check_waves, waves)
     with connect(server, token, cacert) as client:
         made = client.create_rollout(
             release,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flota.cli.connection import AsJson, CaCert, Server, Token, comma_list, connect
+from flota.cli.connection import AsJson, CaCert, Server, Token, check_option, comma_list, connect
 from flota.cli.output import echo, echo_json, warn
 
 app = typer.Typer(add_completion=False)
@@ -63,7 +63,11 @@ def ship(
     from flota.cli.watching import watch
     from flota.client.shipping import Shipment
     from flota.client.shipping import ship as ship_file
+    from flota.fleet.rollouts import check_waves
+    from flota.versions import parse_version
 
+    check_option("--version", parse_version, version)
+    check_option("--waves", check_waves, waves)
     who = signer_from_options(
         key=key,
         signer=signer,

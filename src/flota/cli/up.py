@@ -92,12 +92,12 @@ def _settings(data: Path | None, config: Path | None, flags: dict[str, object], 
     path = config or directory / "flota.toml"
     file: dict[str, object] = {}
     try:
-        file = read_configuration(path.read_text("utf-8"), str(path))
+        file = read_configuration(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         if config is not None:
             raise InvalidInput(f"{config} does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} cannot be read", found=str(error)) from error
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read", found=error.strerror or str(error)) from error
     return settings_from(directory, file, os.environ, flags)
 
 

@@ -184,14 +184,19 @@ class ManagementClient:
         *,
         notes: str = "",
         expires_at: datetime | None = None,
+        filename: str | None = None,
     ) -> Release:
-        """Record a draft for a stored artifact; raises `Refused` with reasons if it does not fit the type's board."""
+        """Record a draft for a stored artifact; raises `Refused` with reasons if it does not fit the type's board.
+
+        `filename` is what devices are told the file is called; None takes the name of the bytes' first upload.
+        """
         body = {
             "type": type_name,
             "version": version,
             "artifact": artifact_sha256,
             "notes": notes,
             "expires_at": expires_at.isoformat() if expires_at else None,
+            "filename": filename,
         }
         return self._ask("POST", "/releases", Release, json=body)
 

@@ -90,7 +90,7 @@ class Signature(Answer, frozen=True, kw_only=True):
 
 
 class Release(Answer, frozen=True, kw_only=True):
-    """A release. `state` is `draft`, `signed`, `published` or `withdrawn`."""
+    """A release. `state` is `draft`, `signed`, `published` or `withdrawn`; `filename` is what devices are told."""
 
     id: int
     type: str
@@ -98,6 +98,7 @@ class Release(Answer, frozen=True, kw_only=True):
     sequence: int
     state: str
     artifact: Artifact
+    filename: str
     manifest_sha256: str
     signatures: list[Signature]
     signatures_needed: int

@@ -14,7 +14,7 @@ from flota.versions import version_order
 
 NAMES_SHOWN: Final = 10
 ROUTE_OF_REPORTS: Final = "ddi"
-"""Devices of this route say how an update ended; what they say about themselves besides is told seldom, in any words."""
+"""Devices of this route say how an update ended; what else they say about themselves is told seldom, in any words."""
 
 _MORE = re.compile(r" and (\d+) more\Z")
 
@@ -60,12 +60,12 @@ def rollout_to_reuse(
     chosen = _chosen(client, release, selection)
     behind = _behind(client, release, chosen, [one for one in rollouts if one.type == release.type])
     if chosen and not behind:
-        say(f"done       rollout {last.name} ({last.id}) succeeded, every selected device runs {release.version} already")
+        say(f"done       rollout {last.name} ({last.id}) succeeded, all selected devices run {release.version} already")
         return last
     if behind:
         say(
-            f"before     rollout {last.name} ({last.id}) succeeded, but {len(behind)} of {len(chosen)} selected devices "
-            f"are not known to run {release.version}: {_shortened(behind)}"
+            f"before     rollout {last.name} ({last.id}) succeeded, but {len(behind)} of {len(chosen)} selected "
+            f"devices are not known to run {release.version}: {_shortened(behind)}"
         )
     return None
 

@@ -83,8 +83,8 @@ def ship(
 ) -> Rollout:
     """Do all steps and return the rollout, which has then begun. What an earlier try has done already is used.
 
-    An open rollout of the release with the same selection is returned as it is, and one that succeeded if every selected
-    device runs the release already.
+    An open rollout of the release with the same selection is returned as it is, and one that succeeded if every
+    selected device runs the release already.
 
     Raises `Refused` (the image does not fit, the key is not trusted, signatures are missing) and what the server says.
     """
@@ -113,9 +113,7 @@ def ship(
     if release.state != "published":
         release = client.publish(release.id)
         say(f"published  release {release.id}, {release.type} {release.version}")
-    begun = rollout_to_reuse(
-        client, release, Selection(shipment.devices, shipment.select), name=shipment.name, say=say
-    )
+    begun = rollout_to_reuse(client, release, Selection(shipment.devices, shipment.select), name=shipment.name, say=say)
     if begun is not None:
         if not begun.is_final:
             say(_describe_begun(begun))
@@ -143,7 +141,9 @@ def _describe_begun(rollout: Rollout) -> str:
 def _draft(client: ManagementClient, shipment: Shipment, artifact: Artifact, say: Say) -> Release:
     """Return a new release, or the one that an earlier try made of the same bytes."""
     try:
-        release = client.create_release(shipment.type_name, shipment.version, artifact.sha256, notes=shipment.notes)
+        release = client.create_release(
+            shipment.type_name, shipment.version, artifact.sha256, notes=shipment.notes, filename=shipment.path.name
+        )
     except Conflict as conflict:
         release = client.release(f"{shipment.type_name}@{shipment.version}")
         if release.artifact.sha256 != artifact.sha256 or release.state == "withdrawn":

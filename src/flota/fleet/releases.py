@@ -36,7 +36,7 @@ class Artifact:
 
     digests: FileDigests
     filename: str
-    """A label only: the stored path is made from the digest."""
+    """The name of its first upload, a label only: the stored path is made from the digest."""
     format: str
     image_version: str | None
     validation_hash: str | None
@@ -66,6 +66,8 @@ class Release:
     sequence: int
     state: ReleaseState
     artifact: Artifact
+    filename: str
+    """What devices are told the file is called: some decide by its extension what to do with it."""
     manifest: bytes
     signatures: tuple[ReleaseSignature, ...]
     created_at: datetime

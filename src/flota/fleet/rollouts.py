@@ -42,12 +42,14 @@ STOPPED_ROLLOUT_STATES: Final = frozenset({_R.ABORTED, _R.CANCELED})
 
 
 class WaveState(enum.StrEnum):
-    """A wave waits, then is open (its executions exist), then succeeded or failed."""
+    """A wave waits, then is open (its executions exist), then has ended: see `WAVE_TRANSITIONS`."""
 
     WAITING = "waiting"
     OPEN = "open"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    CANCELED = "canceled"
+    """The rollout was canceled while this wave was open: nothing has to have failed."""
     NOT_OPENED = "not-opened"
     """The rollout ended before this wave's turn: its devices were never touched."""
 
@@ -56,9 +58,10 @@ _W = WaveState
 
 WAVE_TRANSITIONS: Final[Mapping[WaveState, frozenset[WaveState]]] = {
     _W.WAITING: frozenset({_W.OPEN, _W.NOT_OPENED}),
-    _W.OPEN: frozenset({_W.SUCCEEDED, _W.FAILED}),
+    _W.OPEN: frozenset({_W.SUCCEEDED, _W.FAILED, _W.CANCELED}),
     _W.SUCCEEDED: frozenset(),
     _W.FAILED: frozenset(),
+    _W.CANCELED: frozenset(),
     _W.NOT_OPENED: frozenset(),
 }
 
@@ -139,12 +142,9 @@ def split_waves(device_ids: Sequence[int], waves: str = ALL_AT_ONCE) -> tuple[tu
         raise InvalidInput("no device is selected", hint="List devices, or check the selector.")
     if len(set(device_ids)) != len(device_ids):
         raise InvalidInput("a device is selected twice")
-    steps = [step.strip() for step in waves.split(",")]
-    if len(steps) > WAVES_MAX:
-        raise InvalidInput("too many waves", expected=f"at most {WAVES_MAX}", found=len(steps))
     cut: list[tuple[int, ...]] = []
     reached = 0
-    for step in steps:
+    for step in _steps(waves):
         total = _devices_reached(step, len(device_ids))
         if total < reached:
             raise InvalidInput("the waves fall", expected=f"at least {reached} devices", found=step, hint=_WAVES_HINT)
@@ -159,6 +159,23 @@ def split_waves(device_ids: Sequence[int], waves: str = ALL_AT_ONCE) -> tuple[tu
             hint=_WAVES_HINT,
         )
     return tuple(cut)
+
+
+def check_waves(waves: str) -> None:
+    """Raise `InvalidInput` if a step cannot be read, or shares fall: what is wrong for every number of devices."""
+    steps = _steps(waves)
+    for step in steps:
+        _devices_reached(step, 1)
+    shares = [_devices_reached(step, 100) for step in steps if step.endswith("%")]
+    if shares != sorted(shares):
+        raise InvalidInput("the waves fall", found=repr(waves[:200]), hint=_WAVES_HINT)
+
+
+def _steps(waves: str) -> list[str]:
+    steps = [step.strip() for step in waves.split(",")]
+    if len(steps) > WAVES_MAX:
+        raise InvalidInput("too many waves", expected=f"at most {WAVES_MAX}", found=len(steps))
+    return steps
 
 
 def _devices_reached(step: str, device_count: int) -> int:

@@ -79,7 +79,10 @@ class DeviceFilter:
 
 @dataclass(frozen=True, slots=True)
 class NewRelease:
-    """The sequence number is given (from `next_sequence` in the same transaction) because the manifest contains it."""
+    """The sequence number is given (from `next_sequence` in the same transaction) because the manifest contains it.
+
+    `filename` is what devices are told; None takes the artifact's.
+    """
 
     type_name: str
     version: str
@@ -89,6 +92,7 @@ class NewRelease:
     expires_at: datetime | None
     notes: str = ""
     warnings: tuple[str, ...] = ()
+    filename: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +181,11 @@ class Transaction(Protocol):
     # artifacts and releases
     async def add_artifact(self, scope: Scope, artifact: Artifact) -> tuple[Artifact, bool]: ...
     async def artifact(self, scope: Scope, sha256: str) -> Artifact: ...
+    async def unused_artifacts(self, scope: Scope, *, before: datetime, limit: int) -> Sequence[str]: ...
+    async def remove_unused_artifacts(
+        self, scope: Scope, sha256s: Sequence[str], *, before: datetime, now: datetime
+    ) -> Sequence[str]: ...
+    async def is_artifact_recorded(self, sha256: str) -> bool: ...
     async def next_sequence(self, scope: Scope, type_name: str) -> int: ...
     async def add_release(self, scope: Scope, new: NewRelease, *, now: datetime) -> Release: ...
     async def release(self, scope: Scope, release_id: int) -> Release: ...

@@ -150,8 +150,9 @@ class Demo:
     def _publish(self, client: ManagementClient, key: PrivateKey) -> None:
         self.screen.step("Packing, creating, signing and publishing the releases.")
         for type_name, version in ((SENSOR, GOOD_VERSION), (EDGE_BOX, GOOD_VERSION), (SENSOR, BAD_VERSION)):
-            artifact = client.upload_bytes(self._image(type_name, version), f"{type_name}-{version}.bin")
-            release = client.create_release(type_name, version, artifact.sha256)
+            filename = f"{type_name}-{version}.bin"
+            artifact = client.upload_bytes(self._image(type_name, version), filename)
+            release = client.create_release(type_name, version, artifact.sha256, filename=filename)
             signature = key.sign(client.manifest(release.id))
             client.add_signature(
                 release.id, signature.key_id, signature.algorithm, base64.b64encode(signature.signature).decode()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import mmap
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +20,7 @@ from flota.fleet.devices import DeviceType
 from flota.fleet.releases import Artifact, Release, ReleaseSignature, ReleaseState
 from flota.fleet.storage import NewRelease
 from flota.images.inspection import inspect, inspection_as_dict
-from flota.images.model import Inspection
+from flota.images.model import Finding, Inspection
 from flota.server.device_registry import device_type_or_builtin, profile_of
 from flota.trust.manifest import Manifest, ManifestComponent, pack_manifest
 from flota.trust.signatures import Signature, check_signature, verify_manifest
@@ -61,13 +62,17 @@ class DoesNotFit(Refused):
 
 @dataclass(frozen=True, slots=True)
 class ReleaseDraft:
-    """What a new release is made of. `artifact` is the SHA-256 of stored bytes."""
+    """What a new release is made of. `artifact` is the SHA-256 of stored bytes.
+
+    `filename` is what devices are told the file is called; None takes the name of the bytes' first upload.
+    """
 
     type_name: str
     version: str
     artifact: str
     notes: str = ""
     expires_at: datetime | None = None
+    filename: str | None = None
 
 
 # artifacts
@@ -89,11 +94,20 @@ async def store_artifact(
     limit = context.settings.max_artifact_bytes
     if announced_size is not None and announced_size > limit:
         raise _too_large(limit, announced_size)
-    digests = await _stream_into_store(context, body, limit=limit, announced_size=announced_size)
+    async with contextlib.AsyncExitStack() as recorded:
+        digests = await _stream_into_store(context, body, recorded, limit=limit, announced_size=announced_size)
+        return await _record_artifact(context, scope, digests, filename)
+
+
+async def _record_artifact(
+    context: ServerContext, scope: Scope, digests: FileDigests, filename: str
+) -> tuple[Artifact, bool]:
+    """Look into a stored file and record it, unless it is known: then only note that it was uploaded again."""
     async with context.storage.reading() as transaction:
         known = await _find_artifact(transaction, scope, digests.sha256)
     if known is not None:
-        return known, False
+        async with context.storage.transaction() as transaction:
+            return await transaction.add_artifact(scope, replace(known, created_at=context.now()))
     inspection = await asyncio.to_thread(_inspect_file, context.artifacts.path(digests.sha256), filename)
     artifact = Artifact(
         digests=digests,
@@ -109,8 +123,14 @@ async def store_artifact(
 
 
 async def _stream_into_store(
-    context: ServerContext, body: AsyncIterator[bytes], *, limit: int, announced_size: int | None
+    context: ServerContext,
+    body: AsyncIterator[bytes],
+    recorded: contextlib.AsyncExitStack,
+    *,
+    limit: int,
+    announced_size: int | None,
 ) -> FileDigests:
+    """Return the digests of the stored body; until `recorded` is closed the clean-up keeps away from it."""
     with context.artifacts.upload(expected_size=announced_size) as upload:
         received = 0
         batch: list[bytes] = []
@@ -127,6 +147,7 @@ async def _stream_into_store(
         if received == 0:
             raise InvalidInput("the file is empty", expected="at least one byte", found="0 bytes")
         await asyncio.to_thread(_write_all, upload, batch)
+        await recorded.enter_async_context(context.recording_gate.recording())
         return await asyncio.to_thread(upload.finish)
 
 
@@ -182,6 +203,7 @@ async def create_release(context: ServerContext, scope: Scope, draft: ReleaseDra
     """
     now = context.now()
     version = parse_version(draft.version)
+    filename = None if draft.filename is None else parse_filename(draft.filename)
     if draft.expires_at is not None and draft.expires_at <= now:
         raise InvalidInput("the release would have expired already", found=draft.expires_at.isoformat())
     async with context.storage.reading() as transaction:
@@ -205,7 +227,8 @@ async def create_release(context: ServerContext, scope: Scope, draft: ReleaseDra
             manifest=pack_manifest(_manifest(device_type, artifact, version, sequence, draft.expires_at, now)),
             expires_at=draft.expires_at,
             notes=draft.notes,
-            warnings=tuple(_one_line(reason) for reason in unfit if not reason.blocking),
+            warnings=_warnings(unfit, inspection),
+            filename=filename,
         )
         return await transaction.add_release(scope, new, now=now)
 
@@ -242,7 +265,7 @@ async def _refuse_second_release(transaction: Transaction, scope: Scope, type_na
     if other is not None and other.state is not ReleaseState.WITHDRAWN:
         raise Conflict(
             f"type {type_name} has a release {version} already",
-            found=f"release {other.id}, {other.state}, file {other.artifact.filename}",
+            found=f"release {other.id}, {other.state}, file {other.filename}",
             hint=f"Use it, choose another version, or withdraw it first: flota release withdraw {other.id}.",
         )
 
@@ -365,7 +388,14 @@ def _wrong_state(release: Release, done: str, needed: str) -> Conflict:
     )
 
 
-def _one_line(reason: Unfit) -> str:
+def _warnings(unfit: Sequence[Unfit], inspection: Inspection) -> tuple[str, ...]:
+    """Return what is worth knowing about an image that fits: of the board's check, then of the image itself."""
+    found: list[Unfit | Finding] = [*unfit]
+    found += [finding for finding in inspection.findings if finding.level == "warning"]
+    return tuple(dict.fromkeys(_one_line(one) for one in found))
+
+
+def _one_line(reason: Unfit | Finding) -> str:
     facts = [
         f"{name} {value}"
         for name, value in (("expected", reason.expected), ("found", reason.found))

@@ -104,8 +104,19 @@ SETTINGS: Final = (
 )
 
 
-def read_configuration(text: str, name: str) -> dict[str, object]:
+def read_configuration(data: bytes, name: str) -> dict[str, object]:
     """Return the settings of a `flota.toml`; `name` is for messages. Raises `InvalidInput`, for unknown keys too."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InvalidInput(
+            f"{name} is not UTF-8",
+            offset=error.start,
+            expected="text in UTF-8",
+            found=f"byte 0x{data[error.start]:02x} in line {line}",
+            hint="Save the file as UTF-8.",
+        ) from error
     try:
         table: dict[str, object] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

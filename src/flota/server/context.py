@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import HTTPConnection
 
 from flota.errors import InvalidInput
+from flota.server.artifact_cleanup import RecordingGate
 from flota.server.download_tokens import DownloadTokens
 from flota.server.journal import Journal
 from flota.server.metrics import Metrics
@@ -44,6 +45,7 @@ class ServerContext:
     now: Callable[[], datetime]
     started_at: datetime
     metrics: Metrics = field(default_factory=Metrics)
+    recording_gate: RecordingGate = field(default_factory=RecordingGate)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def public_base(self, request: HTTPConnection | Mapping[str, Any]) -> str:

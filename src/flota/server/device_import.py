@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -40,28 +40,42 @@ PROBLEMS_SHOWN: Final = 20
 FIELD_MAX_LEN: Final = 8192
 
 
+Problem = tuple[int, str]
+"""What is wrong, with the number of its line."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DeviceList:
+    """A device list as it was read: (line number, device) of each good line, and what is wrong with the others."""
+
+    rows: tuple[tuple[int, Registration], ...]
+    problems: tuple[Problem, ...] = ()
+
+
 class BadDeviceList(InvalidInput):
     """A device list with faults; `problems` has one line of text for each, with its line number."""
 
     code = "bad-device-list"
 
-    def __init__(self, problems: list[str]) -> None:
-        shown = "; ".join(problems[:PROBLEMS_SHOWN])
-        more = f"; and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
-        super().__init__(f"nothing was imported: {shown}{more}", hint="Correct these lines and import the file again.")
-        self.problems = tuple(problems)
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        told = [f"line {line}: {text}" for line, text in sorted(problems, key=lambda problem: problem[0])]
+        shown = "\n  ".join(told[:PROBLEMS_SHOWN])
+        more = f"\n  and {len(told) - PROBLEMS_SHOWN} more" if len(told) > PROBLEMS_SHOWN else ""
+        super().__init__(
+            f"nothing was imported:\n  {shown}{more}", hint="Correct these lines and import the file again."
+        )
+        self.problems = tuple(told)
 
     def as_dict(self) -> dict[str, object]:
         """Return the error as plain data, with `errors` as a list."""
         return {**super().as_dict(), "errors": list(self.problems[:PROBLEMS_SHOWN])}
 
 
-def parse_device_list(data: bytes) -> list[tuple[int, Registration]]:
-    """Return (line number, device) for each row of a CSV file with a header line.
+def parse_device_list(data: bytes) -> DeviceList:
+    """Return the devices of a CSV file with a header line, and what is wrong with the lines that cannot be read.
 
     Columns: `name`, `type`, and perhaps `mac`, `token`, `labels` (`site=berlin line=2`). UTF-8, with or without a byte
-    order mark; comma or semicolon. Raises `InvalidInput` for a file that cannot be read at all and `BadDeviceList`
-    naming every wrong line.
+    order mark; comma or semicolon. Raises `InvalidInput` for a file that cannot be read at all.
     """
     text = _decode(data)
     head = text.split("\n", 1)[0]
@@ -104,13 +118,13 @@ def _columns(head: list[str]) -> list[str]:
     return columns
 
 
-def _registrations(columns: list[str], rows: list[tuple[int, list[str]]]) -> list[tuple[int, Registration]]:
+def _registrations(columns: list[str], rows: list[tuple[int, list[str]]]) -> DeviceList:
     found: list[tuple[int, Registration]] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     lines_of: dict[tuple[str, str], int] = {}
     for line, row in rows:
         if len(row) != len(columns):
-            problems.append(f"line {line}: expected {len(columns)} columns, found {len(row)}")
+            problems.append((line, f"expected {len(columns)} columns, found {len(row)}"))
             continue
         cells = {column: cell.strip() for column, cell in zip(columns, row, strict=True)}
         try:
@@ -122,18 +136,18 @@ def _registrations(columns: list[str], rows: list[tuple[int, list[str]]]) -> lis
                 labels=parse_labels(parse_label_words(cells.get("labels", ""))),
             )
         except FlotaError as error:
-            problems.append(f"line {line}: {error}")
+            problems.append((line, str(error)))
             continue
         for kind, value in (("name", registration.name), ("mac", registration.mac)):
             if value is None:
                 continue
             earlier = lines_of.setdefault((kind, value), line)
             if earlier != line:
-                problems.append(f"line {line}: {kind} {value} stands in line {earlier} already")
-        found.append((line, registration))
-    if problems:
-        raise BadDeviceList(problems)
-    return found
+                problems.append((line, f"{kind} {value} stands in line {earlier} already"))
+                break
+        else:
+            found.append((line, registration))
+    return DeviceList(tuple(found), tuple(problems))
 
 
 def _given(cells: dict[str, str], column: str, parse: Callable[[str], str]) -> str | None:
@@ -157,16 +171,20 @@ def parse_label_words(text: str) -> dict[str, str]:
 
 
 async def register_all(
-    transaction: Transaction, scope: Scope, rows: list[tuple[int, Registration]], *, now: datetime
+    transaction: Transaction, scope: Scope, devices: DeviceList, *, now: datetime
 ) -> list[tuple[str, str | None]]:
     """Register every device, in order; returns (name, token), the token only where the list did not give one.
 
-    Raises `BadDeviceList` naming every line that the fleet refuses; the caller's transaction then undoes the rest.
+    Raises `BadDeviceList` naming every line that cannot be read or that the fleet refuses; the caller's transaction
+    then undoes the rest.
     """
+    types, problems = await _types_of(transaction, scope, devices.rows, now=now)
+    problems += devices.problems
+    rows = [(line, one) for line, one in devices.rows if one.type_name in types]
     tokened = [(line, one if one.token else dataclasses.replace(one, token=new_device_token())) for line, one in rows]
-    types = await _types_of(transaction, scope, rows, now=now)
     names = tuple(one.name for _, one in tokened)
-    known = {device.name: device for device in await list_all(transaction, scope, DeviceFilter(names=names))}
+    listed = await list_all(transaction, scope, DeviceFilter(names=names)) if names else []
+    known = {device.name: device for device in listed}
     fresh = [new_device(one, types[one.type_name], one.token or "") for _, one in tokened if one.name not in known]
     try:
         await transaction.add_devices(scope, fresh, now=now)
@@ -174,43 +192,48 @@ async def register_all(
         remaining = tokened
     else:
         remaining = [(line, one) for line, one in tokened if one.name in known]
-    await _register_one_by_one(transaction, scope, remaining, types, known, now=now)
+    limit = max(PROBLEMS_SHOWN - len(problems), 1)
+    problems += await _register_one_by_one(transaction, scope, remaining, types, known, limit=limit, now=now)
+    if problems:
+        raise BadDeviceList(problems)
     return [(one.name, None if given.token else one.token) for (_, given), (_, one) in zip(rows, tokened, strict=True)]
 
 
 async def _types_of(
-    transaction: Transaction, scope: Scope, rows: list[tuple[int, Registration]], *, now: datetime
-) -> dict[str, DeviceType]:
+    transaction: Transaction, scope: Scope, rows: Sequence[tuple[int, Registration]], *, now: datetime
+) -> tuple[dict[str, DeviceType], list[Problem]]:
+    """Return the types that there are by name, and what is wrong with the lines that name others."""
     types: dict[str, DeviceType] = {}
-    problems: list[str] = []
+    missing: dict[str, str] = {}
+    problems: list[Problem] = []
     for line, one in rows:
-        if one.type_name in types:
-            continue
-        try:
-            types[one.type_name] = await device_type_or_builtin(transaction, scope, one.type_name, now)
-        except NotFound as error:
-            problems.append(f"line {line}: {error}")
-    if problems:
-        raise BadDeviceList(problems)
-    return types
+        if one.type_name not in types and one.type_name not in missing:
+            try:
+                types[one.type_name] = await device_type_or_builtin(transaction, scope, one.type_name, now)
+            except NotFound as error:
+                missing[one.type_name] = str(error)
+        if one.type_name in missing:
+            problems.append((line, missing[one.type_name]))
+    return types, problems
 
 
 async def _register_one_by_one(
     transaction: Transaction,
     scope: Scope,
-    rows: list[tuple[int, Registration]],
+    rows: Sequence[tuple[int, Registration]],
     types: dict[str, DeviceType],
     known: dict[str, Device],
     *,
+    limit: int,
     now: datetime,
-) -> None:
-    problems: list[str] = []
+) -> list[Problem]:
+    """Register devices until `limit` have failed; returns what is wrong with those."""
+    problems: list[Problem] = []
     for line, one in rows:
         try:
             await register_as(transaction, scope, one, types[one.type_name], known.get(one.name), now=now)
         except FlotaError as error:
-            problems.append(f"line {line}: {error}")
-            if len(problems) >= PROBLEMS_SHOWN:
+            problems.append((line, str(error)))
+            if len(problems) >= limit:
                 break
-    if problems:
-        raise BadDeviceList(problems)
+    return problems

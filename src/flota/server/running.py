@@ -107,6 +107,7 @@ async def _serve(
     has_token: bool,
 ) -> bool:
     from flota.server.app import build_app
+    from flota.server.artifact_cleanup import ArtifactCleanup
 
     settings = context.settings
     app = build_app(context)
@@ -124,6 +125,7 @@ async def _serve(
             await listener.start()
         parts: dict[str, Awaitable[None]] = {
             "rollout engine": engine.run(background_stop),
+            "artifact clean-up": ArtifactCleanup(context).run(background_stop),
             "sightings writer": context.sightings.run(background_stop),
             "certificate watch": watch_certificates(listeners, background_stop),
             "certificate renewal": _renew_certificate(context, authority, background_stop),

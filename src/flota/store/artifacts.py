@@ -1,7 +1,8 @@
 """Artifacts on disk: immutable files named by the SHA-256 of their bytes.
 
-Layout under the root: `objects/ab/cd/<sha256>`, and `incoming/` for uploads that are not whole yet. Names that
-clients give never become paths. All methods block; servers call them from a thread.
+Layout under the root: `objects/ab/cd/<sha256>`, `incoming/` for uploads that are not whole yet, and `removals/` with an
+empty file for each object that is being removed. Names that clients give never become paths. All methods block;
+servers call them from a thread.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from flota.digests import DigestAccumulator, FileDigests, parse_sha256_hex
-from flota.durable_files import DurableFileWriter, remove_partial_files
+from flota.digests import DigestAccumulator, FileDigests, is_sha256_hex, parse_sha256_hex
+from flota.durable_files import DurableFileWriter, remove_partial_files, write_durably
 from flota.errors import InvalidInput, NotFound, StorageFull
 
 SPARE_BYTES: Final = 16 << 20
@@ -73,6 +74,7 @@ class ArtifactStore:
         self._incoming = root / "incoming"
         self._objects.mkdir(parents=True, exist_ok=True)
         self._incoming.mkdir(parents=True, exist_ok=True)
+        self._removals = root / "removals"
         self._lock = threading.Lock()
         self._reserved_bytes = 0
 
@@ -104,6 +106,23 @@ class ArtifactStore:
     def clean_partial_uploads(self) -> int:
         """Delete what uploads left when the process died; returns how many. For use at start-up only."""
         return remove_partial_files(self._incoming)
+
+    def mark_for_removal(self, sha256s: Iterable[str]) -> None:
+        """Note, durably, that these artifacts are about to go; nothing is deleted before `finish_removal`."""
+        for sha256 in sha256s:
+            write_durably(self._removals / parse_sha256_hex(sha256), b"")
+
+    def marked_for_removal(self) -> list[str]:
+        """Return the SHA-256 of every artifact that is marked, in order."""
+        if not self._removals.is_dir():
+            return []
+        return sorted(path.name for path in self._removals.iterdir() if is_sha256_hex(path.name))
+
+    def finish_removal(self, sha256: str, *, remove: bool) -> None:
+        """Delete a marked artifact's bytes, or keep them after all, then the mark. What is gone already is fine."""
+        if remove:
+            self._object_path(parse_sha256_hex(sha256)).unlink(missing_ok=True)
+        (self._removals / parse_sha256_hex(sha256)).unlink(missing_ok=True)
 
     def keep(self, writer: DurableFileWriter, digests: FileDigests) -> None:
         """Put a finished upload in its place, unless its bytes are there already."""

@@ -164,6 +164,7 @@ artifacts: Final = sa.Table(
     sa.Column("validation_hash", sa.Text),
     sa.Column("inspection", sa.JSON, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("last_uploaded_at", UtcTime, nullable=False),
     sa.UniqueConstraint("tenant_id", "sha256"),
     sqlite_autoincrement=True,
 )
@@ -178,6 +179,7 @@ releases: Final = sa.Table(
     sa.Column("sequence", sa.Integer, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("artifact_id", sa.ForeignKey("artifacts.id"), nullable=False),
+    sa.Column("filename", sa.Text, nullable=False),
     sa.Column("manifest", sa.LargeBinary, nullable=False),
     sa.Column("expires_at", UtcTime),
     sa.Column("notes", sa.Text, nullable=False),

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from flota.errors import FlotaError, InvalidInput
+from flota.errors import FlotaError, InvalidInput, WrongUse
 from flota.trust.public_keys import Algorithm, PublicKey
 from flota.trust.signatures import SIGNATURE_MAX_BYTES, Signature
 
@@ -49,15 +49,15 @@ class SignerTimeoutError(SignerError):
 
 
 def parse_signer(text: str) -> tuple[str, ...]:
-    """Return program and arguments of `exec:COMMAND`, split as a shell would; no shell runs. Raises `InvalidInput`."""
+    """Return program and arguments of `exec:COMMAND`, split as a shell would; no shell runs. Raises `WrongUse`."""
     if not text.startswith(EXEC_PREFIX):
-        raise InvalidInput("unknown kind of signer", expected="exec:COMMAND", found=repr(text[:64]))
+        raise WrongUse("unknown kind of signer", expected="exec:COMMAND", found=repr(text[:64]))
     try:
         command = tuple(shlex.split(text.removeprefix(EXEC_PREFIX)))
     except ValueError as error:
-        raise InvalidInput(f"the signer's command cannot be split: {error}", found=repr(text[:128])) from error
+        raise WrongUse(f"the signer's command cannot be split: {error}", found=repr(text[:128])) from error
     if not command:
-        raise InvalidInput("the signer's command is empty", expected="exec:COMMAND")
+        raise WrongUse("the signer's command is empty", expected="exec:COMMAND")
     return command
 
 

@@ -20,6 +20,15 @@ def decode(decoder: msgspec.json.Decoder[_T], body: bytes, what: str) -> _T:
     if len(body) > MESSAGE_MAX_BYTES:
         raise TooLarge(f"the {what} is too long", expected=f"at most {MESSAGE_MAX_BYTES} bytes", found=len(body))
     try:
+        body.decode("utf-8")  # msgspec names the offset within a string, which helps nobody
+    except UnicodeDecodeError as error:
+        raise MalformedMessage(
+            f"the {what} is not UTF-8",
+            offset=error.start,
+            expected="JSON in UTF-8",
+            found=f"byte 0x{body[error.start]:02x}",
+        ) from error
+    try:
         return decoder.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         reason = str(error) or type(error).__name__

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from flota.errors import FlotaError, Forbidden, NotFound, Unauthenticated
-from flota.fleet.devices import Device, DeviceState
+from flota.fleet.devices import Device, DeviceState, UnknownDevices
 from flota.fleet.scope import Scope
 from flota.fleet.verdicts import ImageIdentity
 from flota.protocols.http_range import ByteRange, RangeNotSatisfiable, if_range, none_match, parse_range
@@ -117,6 +117,11 @@ class _UpdateApi:
             device = await self._admission.by_mac(scope, device_type, Newcomer(mac, asked.token, attributes))
         elif asked.token is not None:
             raise Forbidden("a token without a device", hint="Use the URL /update/TYPE/DEVICE?token=… of the device.")
+        elif device_type.unknown_devices is UnknownDevices.REFUSE:
+            raise Forbidden(
+                "this type turns away devices that do not say who they are",
+                hint="Send x-ESP32-STA-MAC, or use the URL /update/TYPE/DEVICE?token=… of the device.",
+            )
         else:
             return None
         await self._admission.learn(device_scope(scope, device), device, mac, attributes)
@@ -142,7 +147,7 @@ class _UpdateApi:
         return _ImageResponse(self._context, offer, part=part, updates=self._updates)
 
     async def _answer_channel(self, scope: Scope, asked: _Asked) -> Response:
-        """Hand the type's current release to whoever asks: counted, but nobody's execution."""
+        """Hand the channel's release to whoever asks: counted, but nobody's execution."""
         async with self._context.storage.reading() as transaction:
             release = await transaction.current_release(scope, asked.type_name)
         is_offered = release is not None and not is_expired(release, self._context.now())

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from flota.digests import FileDigests
 from flota.errors import Conflict, NotFound, Refused
 from flota.fleet.releases import RELEASE_TRANSITIONS, Artifact, Release, ReleaseSignature, ReleaseState
-from flota.fleet.rollouts import OPEN_ROLLOUT_STATES, RolloutState
+from flota.fleet.rollouts import OPEN_ROLLOUT_STATES, STOPPED_ROLLOUT_STATES, RolloutState
 from flota.fleet.scope import Scope
 from flota.fleet.storage import NewRelease
 from flota.store.queries.base import in_batches
@@ -44,6 +44,10 @@ _SELECT_RELEASE: Final = (
 )
 
 _SIGNABLE: Final = frozenset({ReleaseState.DRAFT, ReleaseState.SIGNED})
+_IS_NAMED: Final = sa.exists().where(releases.c.artifact_id == artifacts.c.id)
+_HOLDS_BACK: Final = sorted(OPEN_ROLLOUT_STATES | STOPPED_ROLLOUT_STATES)
+"""States of a rollout that keep its release out of the channel."""
+
 _NEEDS_SIGNATURES: Final = frozenset({ReleaseState.SIGNED, ReleaseState.PUBLISHED})
 
 
@@ -51,7 +55,10 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
     """What ships: immutable bytes, and signed statements about them."""
 
     async def add_artifact(self, scope: Scope, artifact: Artifact) -> tuple[Artifact, bool]:
-        """Return the tenant's artifact of these bytes and whether it is new; the first file name is kept."""
+        """Return the tenant's artifact of these bytes and whether it is new; the first file name is kept.
+
+        For one that is there already, `created_at` counts as its latest upload: `unused_artifacts` asks that.
+        """
         digests = artifact.digests
         values = {
             "tenant_id": scope.tenant_id,
@@ -65,6 +72,7 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
             "validation_hash": artifact.validation_hash,
             "inspection": dict(artifact.inspection),
             "created_at": artifact.created_at,
+            "last_uploaded_at": artifact.created_at,
         }
         known = Conflict("the artifact is stored already", found=digests.sha256)
         try:
@@ -72,6 +80,11 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
         except Conflict as conflict:
             if conflict is not known:
                 raise
+            await self._connection.execute(
+                sa.update(artifacts)
+                .where(artifacts.c.tenant_id == scope.tenant_id, artifacts.c.sha256 == digests.sha256)
+                .values(last_uploaded_at=artifact.created_at)
+            )
             return await self.artifact(scope, digests.sha256), False
         details = {"filename": artifact.filename, "size": digests.size, "format": artifact.format}
         self._audit(scope, "artifact.added", f"artifact:{digests.sha256}", details, now=artifact.created_at)
@@ -81,6 +94,47 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
         """Return the tenant's artifact with this lower-case hex SHA-256; raises `NotFound`."""
         row = await self._artifact_row(scope, sha256)
         return _artifact(row._mapping, "")
+
+    async def unused_artifacts(self, scope: Scope, *, before: datetime, limit: int) -> Sequence[str]:
+        """Return the SHA-256 of artifacts that no release names and that were last uploaded earlier than `before`."""
+        rows = await self._rows(
+            sa.select(artifacts.c.sha256)
+            .where(artifacts.c.tenant_id == scope.tenant_id, artifacts.c.last_uploaded_at < before, ~_IS_NAMED)
+            .order_by(artifacts.c.id)
+            .limit(limit)
+        )
+        return tuple(row.sha256 for row in rows)
+
+    async def remove_unused_artifacts(
+        self, scope: Scope, sha256s: Sequence[str], *, before: datetime, now: datetime
+    ) -> Sequence[str]:
+        """Forget those of the artifacts that are still unused, as `unused_artifacts` means it; returns which."""
+        removed: list[str] = []
+        for batch in in_batches(sha256s):
+            is_old = (
+                artifacts.c.tenant_id == scope.tenant_id,
+                artifacts.c.sha256.in_(batch),
+                artifacts.c.last_uploaded_at < before,
+            )
+            # On PostgreSQL: whoever adds a release of one of them either has it locked, or waits for us.
+            locked = await self._rows(
+                sa.select(artifacts.c.id).where(*is_old).order_by(artifacts.c.id).with_for_update(skip_locked=True)
+            )
+            statement = (
+                sa.delete(artifacts)
+                .where(artifacts.c.id.in_([row.id for row in locked]), ~_IS_NAMED)
+                .returning(artifacts.c.sha256, artifacts.c.filename, artifacts.c.size)
+            )
+            for row in (await self._connection.execute(statement)).all():
+                details = {"filename": row.filename, "size": row.size, "reason": "no release names it"}
+                self._audit(scope, "artifact.removed", f"artifact:{row.sha256}", details, now=now)
+                removed.append(row.sha256)
+        return tuple(removed)
+
+    async def is_artifact_recorded(self, sha256: str) -> bool:
+        """Whether any tenant has an artifact of these bytes: the file belongs to all of them."""
+        statement = sa.select(sa.exists().where(artifacts.c.sha256 == sha256))
+        return bool((await self._connection.execute(statement)).scalar_one())
 
     async def next_sequence(self, scope: Scope, type_name: str) -> int:
         """Return the sequence number for the type's next release, from 1; other writers wait until the commit."""
@@ -95,7 +149,7 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
         withdrawn, or if the sequence number is taken.
         """
         device_type = await self.device_type(scope, new.type_name)
-        artifact = await self._artifact_row(scope, new.artifact_sha256)
+        artifact = await self._artifact_row(scope, new.artifact_sha256, for_naming=True)
         release_id = await self._insert_unique(
             releases,
             {
@@ -105,6 +159,7 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
                 "sequence": new.sequence,
                 "state": ReleaseState.DRAFT.value,
                 "artifact_id": artifact.id,
+                "filename": new.filename or artifact.filename,
                 "manifest": new.manifest,
                 "expires_at": new.expires_at,
                 "notes": new.notes,
@@ -122,6 +177,7 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
             "version": new.version,
             "sequence": new.sequence,
             "sha256": new.artifact_sha256,
+            "filename": new.filename or artifact.filename,
             "warnings": list(new.warnings),
         }
         self._audit(scope, "release.created", f"release:{release_id}", details, now=now)
@@ -151,7 +207,11 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
         return await self._releases(scope, *conditions)
 
     async def current_release(self, scope: Scope, type_name: str) -> Release | None:
-        """Return the type's published release with the highest sequence number, expired or not, or None."""
+        """Return the release that anybody may have: the published one with the highest sequence number, or None.
+
+        One with a rollout that is open, or that was aborted or canceled, is passed over. Expired or not is not asked.
+        """
+        held_back = sa.exists().where(rollouts.c.release_id == releases.c.id, rollouts.c.state.in_(_HOLDS_BACK))
         row = await self._row(
             sa.select(releases.c.id)
             .join(device_types, device_types.c.id == releases.c.type_id)
@@ -159,6 +219,7 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
                 releases.c.tenant_id == scope.tenant_id,
                 device_types.c.name == type_name,
                 releases.c.state == ReleaseState.PUBLISHED.value,
+                ~held_back,
             )
             .order_by(releases.c.sequence.desc())
             .limit(1)
@@ -254,10 +315,9 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
         present = sum(signature.key_id in trusted for signature in release.signatures)
         return present, device_type.signature_threshold
 
-    async def _artifact_row(self, scope: Scope, sha256: str) -> sa.Row[Any]:
-        row = await self._row(
-            sa.select(artifacts).where(artifacts.c.tenant_id == scope.tenant_id, artifacts.c.sha256 == sha256)
-        )
+    async def _artifact_row(self, scope: Scope, sha256: str, *, for_naming: bool = False) -> sa.Row[Any]:
+        statement = sa.select(artifacts).where(artifacts.c.tenant_id == scope.tenant_id, artifacts.c.sha256 == sha256)
+        row = await self._row(statement.with_for_update(read=True, key_share=True) if for_naming else statement)
         if row is None:
             raise NotFound("no such artifact", found=sha256)
         return row
@@ -308,6 +368,7 @@ def _release(row: sa.Row[Any], signatures: tuple[ReleaseSignature, ...]) -> Rele
         sequence=row.sequence,
         state=ReleaseState(row.state),
         artifact=_artifact(row._mapping, "artifact_"),
+        filename=row.filename,
         manifest=row.manifest,
         signatures=signatures,
         created_at=row.created_at,

@@ -47,11 +47,14 @@ _SELECT_ROLLOUT: Final = (
     .join(device_types, device_types.c.id == releases.c.type_id)
 )
 
-_WAVE_ENDS: Final[Mapping[str, WaveState]] = {
-    WaveState.WAITING: WaveState.NOT_OPENED,
-    WaveState.OPEN: WaveState.FAILED,
-}
-"""What becomes of a wave when its rollout ends."""
+_UNENDED_WAVES: Final = sorted((WaveState.WAITING, WaveState.OPEN))
+
+
+def _wave_end(wave: str, rollout: RolloutState) -> WaveState:
+    """Return what becomes of a wave that has not ended when its rollout ends."""
+    if wave == WaveState.WAITING:
+        return WaveState.NOT_OPENED
+    return WaveState.CANCELED if rollout is RolloutState.CANCELED else WaveState.FAILED
 
 
 class RolloutQueries(ExecutionQueries):
@@ -152,8 +155,9 @@ class RolloutQueries(ExecutionQueries):
     ) -> Rollout:
         """Return the rollout in its new state; setting the state it has changes nothing.
 
-        Ending it leaves waiting waves NOT_OPENED, and open ones FAILED. ABORTED and CANCELED also cancel what is queued
-        and ask devices at work to stop. Raises `NotFound`, or `Conflict` if `ROLLOUT_TRANSITIONS` has no such step.
+        Ending it leaves waiting waves NOT_OPENED, and open ones FAILED, or CANCELED if the rollout is. ABORTED and
+        CANCELED also cancel what is queued and ask devices at work to stop.
+        Raises `NotFound`, or `Conflict` if `ROLLOUT_TRANSITIONS` has no such step.
         """
         row = await self._rollout_row(scope, rollout_id, for_update=True)
         before = RolloutState(row.state)
@@ -173,7 +177,7 @@ class RolloutQueries(ExecutionQueries):
         details = {"name": row.name, "from": before.value, "state": state.value, "reason": reason}
         self._audit(scope, f"rollout.{state.value}", f"rollout:{rollout_id}", details, now=now)
         if state not in OPEN_ROLLOUT_STATES:
-            await self._end_waves(scope, rollout_id, now=now)
+            await self._end_waves(scope, rollout_id, state, now=now)
         if state in STOPPED_ROLLOUT_STATES:
             await self.stop_executions(
                 scope,
@@ -279,15 +283,15 @@ class RolloutQueries(ExecutionQueries):
             ],
         )
 
-    async def _end_waves(self, scope: Scope, rollout_id: int, *, now: datetime) -> None:
+    async def _end_waves(self, scope: Scope, rollout_id: int, ended: RolloutState, *, now: datetime) -> None:
         """Leave no wave waiting or open: the rollout has ended."""
         rows = await self._rows(
             sa.select(rollout_waves.c.number, rollout_waves.c.state)
-            .where(rollout_waves.c.rollout_id == rollout_id, rollout_waves.c.state.in_(sorted(_WAVE_ENDS)))
+            .where(rollout_waves.c.rollout_id == rollout_id, rollout_waves.c.state.in_(_UNENDED_WAVES))
             .order_by(rollout_waves.c.number)
         )
         for row in rows:
-            await self._set_wave_state(scope, rollout_id, row.number, _WAVE_ENDS[row.state], {}, now=now)
+            await self._set_wave_state(scope, rollout_id, row.number, _wave_end(row.state, ended), {}, now=now)
 
     async def _set_wave_state(
         self,

@@ -309,11 +309,11 @@ class _DdiApi:
         release = await self._module(caller, installed_too=False)
         artifact = release.artifact
         asked = caller.request.path_params["filename"]
-        if asked in _spellings(artifact.filename + MD5SUM_SUFFIX):
-            text = f"{artifact.digests.md5}  {artifact.filename}"
-            disposition = {"content-disposition": _disposition(artifact.filename + MD5SUM_SUFFIX)}
+        if asked in _spellings(release.filename + MD5SUM_SUFFIX):
+            text = f"{artifact.digests.md5}  {release.filename}"
+            disposition = {"content-disposition": _disposition(release.filename + MD5SUM_SUFFIX)}
             return PlainTextResponse(text, headers=disposition)
-        if asked not in _spellings(artifact.filename):
+        if asked not in _spellings(release.filename):
             raise NotFound("no such artifact", found=repr(asked[:200]))
         condition = caller.request.headers.get("if-match")
         if not if_match(condition, artifact.digests.sha1) and not if_match(condition, artifact.digests.sha256):
@@ -324,7 +324,7 @@ class _DdiApi:
             self._context.artifacts.path(artifact.digests.sha256),
             sha256=artifact.digests.sha256,
             extra_headers={
-                "content-disposition": _disposition(artifact.filename),
+                "content-disposition": _disposition(release.filename),
                 "last-modified": artifact.created_at.strftime("%a, %d %b %Y %H:%M:%S GMT"),
             },
         )

@@ -67,11 +67,11 @@ def artifact_of(release: Release, addresses: DdiAddresses) -> DdiArtifact:
     clients prefer `download` when it is there.
     """
     artifact = release.artifact
-    href = addresses.artifact(release.id, artifact.filename)
-    md5sum = addresses.artifact_md5sum(release.id, artifact.filename)
+    href = addresses.artifact(release.id, release.filename)
+    md5sum = addresses.artifact_md5sum(release.id, release.filename)
     is_tls = addresses.server.startswith("https://")
     return DdiArtifact(
-        filename=artifact.filename,
+        filename=release.filename,
         size=artifact.digests.size,
         sha256=artifact.digests.sha256,
         sha1=artifact.digests.sha1,

@@ -14,6 +14,7 @@ from flota import __version__
 from flota.server.api.management import administration, device_types, devices, releases, rollouts
 from flota.server.api.management.answers import schema_components
 from flota.server.api.management.guard import GuardedRoute, refuse_unguarded
+from flota.server.api.management.validation import describe_fault
 from flota.server.problems import EXCEPTION_HANDLERS, PROBLEM_MEDIA_TYPE, problem
 
 if TYPE_CHECKING:
@@ -71,18 +72,12 @@ def build_management_api(context: ServerContext) -> FastAPI:
 def on_validation_error(_: Request, error: Exception) -> Response:
     """Answer input that does not meet its declaration, naming each field; what was sent is not repeated."""
     found = error.errors() if isinstance(error, RequestValidationError) else []
-    lines = [f"{_field(one.get('loc', ()))}: {one.get('msg', 'not allowed')}" for one in found]
-    shown = lines[:VALIDATION_ERRORS_SHOWN]
+    shown = [describe_fault(one) for one in found[:VALIDATION_ERRORS_SHOWN]]
     return problem(
         400,
         "; ".join(shown) or "the request is not what this operation takes",
         facts={"code": "invalid-input", "errors": shown},
     )
-
-
-def _field(location: tuple[Any, ...]) -> str:
-    names = [str(part)[:80] for part in location if part not in ("body", "query", "path", "header")]
-    return ".".join(names) or "body"
 
 
 def _openapi(api: FastAPI) -> dict[str, Any]:

@@ -135,6 +135,7 @@ def release(entity: Release, its_type: DeviceType) -> schemas.Release:
         sequence=entity.sequence,
         state=str(entity.state),
         artifact=artifact(entity.artifact, with_inspection=False),
+        filename=entity.filename,
         manifest_sha256=hashlib.sha256(entity.manifest).hexdigest(),
         signatures=[
             schemas.Signature(key_id=one.key_id, algorithm=one.algorithm, signature=one.signature)

@@ -93,9 +93,9 @@ async def add_device(wanted: DeviceInput, context: Context, caller: Caller) -> R
 @needs(Permission.DEVICES_REGISTER, body_max_bytes=device_import.MAX_BYTES)
 async def import_devices(request: Request, context: Context, caller: Caller) -> Response:
     """Register all devices of a CSV file, or none of them."""
-    rows = device_import.parse_device_list(await request.body())
+    devices = device_import.parse_device_list(await request.body())
     async with context.storage.transaction() as transaction:
-        made = await device_import.register_all(transaction, caller, rows, now=context.now())
+        made = await device_import.register_all(transaction, caller, devices, now=context.now())
     return answers.answer(
         schemas.ImportAnswer(items=[schemas.ImportedDevice(name=name, token=token) for name, token in made]), 201
     )

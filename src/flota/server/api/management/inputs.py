@@ -71,13 +71,14 @@ class UnknownDevicesInput(Input):
 
 
 class ReleaseInput(Input):
-    """A draft for stored bytes; `artifact` is their SHA-256."""
+    """A draft for stored bytes; `artifact` is their SHA-256, `filename` what devices are told the file is called."""
 
     type: Name
     version: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     artifact: Sha256
     notes: Note = ""
     expires_at: AwareDatetime | None = None
+    filename: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
 
 
 class SignatureInput(Input):

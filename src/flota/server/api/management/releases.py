@@ -96,6 +96,7 @@ async def create_release(wanted: ReleaseInput, context: Context, caller: Caller)
         artifact=wanted.artifact,
         notes=wanted.notes,
         expires_at=wanted.expires_at,
+        filename=wanted.filename,
     )
     made = await catalogue.create_release(context, caller, draft)
     async with context.storage.reading() as transaction:
