@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from flota.cli.output import warn
-from flota.errors import InvalidInput, NotFound
+from flota.errors import InvalidInput, NotFound, WrongUse
 
 if TYPE_CHECKING:
     from flota.images.mcuboot import ImageSigner
@@ -70,7 +70,7 @@ def find_key(reference: str) -> Path:
 def read_password(*, prompt: bool = False, password_file: Path | None = None, confirm: bool = False) -> str | None:
     """Return the key's password from the terminal or from a file's first line; None if neither was asked for."""
     if prompt and password_file is not None:
-        raise InvalidInput("two sources for one password", hint="Give --password-prompt or --password-file, not both.")
+        raise WrongUse("two sources for one password", hint="Give --password-prompt or --password-file, not both.")
     if password_file is not None:
         return _password_in(password_file)
     if prompt:
@@ -109,12 +109,12 @@ def signer_from_options(
     `SignerError`.
     """
     if (key is None) == (signer is None):
-        raise InvalidInput("who signs?", hint="Give either --key KEY or --signer exec:COMMAND with --public-key FILE.")
+        raise WrongUse("who signs?", hint="Give either --key KEY or --signer exec:COMMAND with --public-key FILE.")
     if key is not None:
         private = read_private_key(key, read_password(prompt=password_prompt, password_file=password_file))
         return Signer(private.key_id, private.public_pem, private.sign)
     if public_key is None:
-        raise InvalidInput(
+        raise WrongUse(
             "--signer needs the public key", hint="Give --public-key FILE: what the program answers is checked with it."
         )
     from flota.transports.exec_signer import parse_signer, sign_with_program
@@ -137,13 +137,13 @@ def image_signer_from_options(
     from flota.trust.image_keys import ImagePrivateKey, ImagePublicKey
 
     if (key is None) == (signer is None):
-        raise InvalidInput("who signs?", hint="Give either --key KEY or --signer exec:COMMAND with --public-key FILE.")
+        raise WrongUse("who signs?", hint="Give either --key KEY or --signer exec:COMMAND with --public-key FILE.")
     if key is not None:
         path = _checked_key_path(key)
         password = read_password(prompt=password_prompt, password_file=password_file)
         return ImagePrivateKey.from_pem(_read_key_file(path), password).signer
     if public_key is None:
-        raise InvalidInput(
+        raise WrongUse(
             "--signer needs the public key", hint="Give --public-key FILE: what the program answers is checked with it."
         )
     from flota.transports.exec_signer import parse_signer, sign_digest_with_program
