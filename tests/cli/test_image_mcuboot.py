@@ -104,16 +104,30 @@ def test_padding_fills_the_slot_and_confirming_marks_it(
         (("--unsigned", "--pad-header", "--align", "3"), "bad alignment"),
         (("--unsigned", "--pad-header", "--header-size", "16"), "bad header size"),
         (("--unsigned", "--pad-header", "--dependency", "x"), "not a dependency"),
-        (("--pad-header",), "who signs?"),
-        (("--pad-header", "--unsigned", "--key", "x"), "who signs?"),
         (("--pad-header", "--key", "/nowhere/key.pem"), "no such key"),
-        (("--pad-header", "--signer", "exec:true"), "needs the public key"),
     ],
 )
 def test_what_cannot_be_packed_says_why_and_leaves_nothing_behind(
     options: tuple[str, ...], message: str, firmware: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pack(firmware, tmp_path / "out.bin", *options) == 1
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["firmware.bin"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--pad-header",), "who signs?"),
+        (("--pad-header", "--unsigned", "--key", "x"), "who signs?"),
+        (("--pad-header", "--signer", "exec:true", "--key", "x"), "who signs?"),
+        (("--pad-header", "--signer", "exec:true"), "needs the public key"),
+    ],
+)
+def test_options_that_contradict_each_other_are_wrong_use(
+    options: tuple[str, ...], message: str, firmware: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pack(firmware, tmp_path / "out.bin", *options) == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["firmware.bin"]
 

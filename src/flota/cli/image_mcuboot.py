@@ -11,7 +11,7 @@ from flota.cli.image_convert import memory_of
 from flota.cli.image_esp_signature import ESP_IMAGE_MAGIC, verify_esp_image
 from flota.cli.image_files import parse_size, read_file, write_file
 from flota.cli.output import echo, echo_json, warn
-from flota.errors import InvalidInput
+from flota.errors import InvalidInput, WrongUse
 
 
 def pack_mcuboot(
@@ -71,7 +71,7 @@ def pack_mcuboot(
     )
 
     if unsigned == (key is not None or signer is not None):
-        raise InvalidInput("who signs?", hint="Give --key KEY, --signer exec:COMMAND with --public-key, or --unsigned.")
+        raise WrongUse("who signs?", hint="Give --key KEY, --signer exec:COMMAND with --public-key, or --unsigned.")
     number = ImageVersion.parse(version)
     slot = SlotShape(
         size=parse_size(slot_size),

@@ -105,7 +105,7 @@ def signer_from_options(
     """Return the signer that a command's options name.
 
     Either `key` (path or name of a private key), or `signer` (`exec:COMMAND`) with `public_key` (path or name).
-    Raises `InvalidInput` for other combinations, and what reading the keys raises. Signing with a program may raise
+    Raises `WrongUse` for other combinations, and what reading the keys raises. Signing with a program may raise
     `SignerError`.
     """
     if (key is None) == (signer is None):
