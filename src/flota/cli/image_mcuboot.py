@@ -11,7 +11,7 @@ from flota.cli.image_convert import memory_of
 from flota.cli.image_esp_signature import ESP_IMAGE_MAGIC, verify_esp_image
 from flota.cli.image_files import parse_size, read_file, write_file
 from flota.cli.output import echo, echo_json, warn
-from flota.errors import InvalidInput, WrongUse
+from flota.errors import WrongUse
 
 
 def pack_mcuboot(
