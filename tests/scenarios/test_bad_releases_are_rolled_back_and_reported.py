@@ -7,34 +7,19 @@ from pathlib import Path
 import pytest
 
 from flota.client.management import ManagementClient
-from flota.lab.local_server import LocalServer
-from flota.lab.running_fleet import FleetDevice, RunningFleet
+from flota.lab.running_fleet import RunningFleet
 from flota.lab.sample_firmware import sample_app
 from flota.trust.keys import PrivateKey
-from flota.trust.trust_file import TrustedSigners
 from tests.scenarios.conftest import wait_until
+from tests.scenarios.one_of_each_route import ROUTES, one_of_each_route
 from tests.scenarios.releases import publish
 
-ROUTES = ("http-update", "esp-https-ota", "ddi")
 SPEED = 20.0
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, server: LocalServer, client: ManagementClient, key: PrivateKey) -> RunningFleet:
-    client.add_type("sensor", "esp32-c3", signers=[key.public_pem], poll_interval_s=30)
-    fleet = RunningFleet(
-        tmp_path / "devices",
-        server_url=server.address.http,
-        signers=TrustedSigners.of([key.public_pem]),
-        speed=SPEED,
-        poll_interval_s=5.0,
-    )
-    for number, route in enumerate(ROUTES):
-        device = FleetDevice(route, "esp32-c3", "sensor", route, f"02:00:00:00:00:{number:02X}")
-        token = client.add_device(device.name, device.type_name, mac=device.mac).token
-        assert token is not None
-        fleet.add(device, image=sample_app("1.0.0"), version="1.0.0", token=token)
-    return fleet
+def fleet(tmp_path: Path, client: ManagementClient, key: PrivateKey) -> RunningFleet:
+    return one_of_each_route(tmp_path / "devices", client, key, speed=SPEED, poll_interval_s=5.0)
 
 
 def roll_out(client: ManagementClient, version: str) -> dict[str, tuple[str, str | None, str]]:
