@@ -10,8 +10,8 @@ from flota.images.esp_chips import CHIPS
 from flota.images.esp_partitions import check_table
 
 
-def test_every_esp_chip_is_a_board_and_so_is_a_machine_with_two_files() -> None:
-    assert {chip.name for chip in CHIPS.values()} | {"generic-linux"} == set(BOARDS)
+def test_every_esp_chip_is_a_board_and_so_are_amebad_and_a_machine_with_two_files() -> None:
+    assert {chip.name for chip in CHIPS.values()} | {"amebad", "amebad-4mb", "generic-linux"} == set(BOARDS)
 
 
 @pytest.mark.parametrize("name", list(BOARDS))

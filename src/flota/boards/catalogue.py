@@ -1,6 +1,7 @@
 """The declared boards. Every board name is also a built-in device type.
 
-Source: docs/reference/esp-image.md for the ESP chips, docs/reference/esp-partitions.md for the tables.
+Source: docs/reference/esp-image.md for the ESP chips, docs/reference/esp-partitions.md for the tables,
+docs/reference/ameba-images.md for the AmebaD maps.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
-from flota.boards.model import Board, Route, VerifiedBy
+from flota.boards.model import Board, Route, Slot, VerifiedBy
 from flota.errors import NotFound
+from flota.images.ameba.flash_map import flash_map
+from flota.images.ameba.inspection import CHIP as AMEBA_CHIP
 from flota.images.esp_chips import CHIPS, MIB, EspChip
 from flota.images.model import ImageFormat
 
@@ -66,6 +69,35 @@ def _esp_board(chip: EspChip) -> Board:
     )
 
 
+def _ameba_board(name: str, map_name: str, aliases: tuple[str, ...]) -> Board:
+    layout = flash_map(map_name)
+    return Board(
+        name=name,
+        title=f"Realtek AmebaD (RTL872xD), {map_name} flash map",
+        formats=frozenset({ImageFormat.AMEBA_OTA, ImageFormat.AMEBA_IMAGE2}),
+        routes=frozenset({Route.AMEBA_PUSH}),
+        verified_by=VerifiedBy.GATEWAY,
+        boot="ameba-signature",
+        chip=AMEBA_CHIP,
+        flash_size=layout.flash_size,
+        slots=(Slot("ota1", layout.ota1, layout.slot_size), Slot("ota2", layout.ota2, layout.slot_size)),
+        aliases=aliases,
+        notes=(
+            "The device checks a sum of bytes and nothing else: the gateway checks our signature before it pushes.",
+            "There is no rollback: an image that starts and hangs needs a serial cable.",
+        ),
+    )
+
+
+_AMEBA_BOARDS: Final = (
+    _ameba_board(
+        "amebad",
+        "2MB",
+        ("bw16", "rtl8720dn", "rtl8722dm", "amb21", "amb22", "amb23", "amb25", "amb26", "aw-cu488", "nora-w30"),
+    ),
+    _ameba_board("amebad-4mb", "4MB", ()),
+)
+
 _GENERIC_LINUX: Final = Board(
     name="generic-linux",
     title="Any machine that keeps two files",
@@ -77,7 +109,7 @@ _GENERIC_LINUX: Final = Board(
 )
 
 BOARDS: Final[MappingProxyType[str, Board]] = MappingProxyType(
-    {board.name: board for board in (*(_esp_board(chip) for chip in CHIPS.values()), _GENERIC_LINUX)}
+    {board.name: board for board in (*(_esp_board(chip) for chip in CHIPS.values()), *_AMEBA_BOARDS, _GENERIC_LINUX)}
 )
 """Board name -> board."""
 

@@ -16,6 +16,11 @@ from flota.versions import version_order
 
 TWO_FILE_SLOTS = ("a", "b")
 
+AMEBA_SETTINGS_FROM: Final = 0xF_6000
+"""Offset in OTA1 (bytes) from which the SDK keeps settings, on the 2 MB map, when those features are compiled in."""
+
+_AMEBA_FORMATS: Final = frozenset({ImageFormat.AMEBA_OTA, ImageFormat.AMEBA_IMAGE2})
+
 _WRONG_FORMAT_HINTS: Final[Mapping[ImageFormat, str]] = {
     ImageFormat.ESP_BOOTLOADER: "That is a boot loader: ship the app that the same build made.",
     ImageFormat.ESP_RAM_IMAGE: "That program runs from RAM and is lost at the next start: ship the app.",
@@ -26,6 +31,10 @@ _WRONG_FORMAT_HINTS: Final[Mapping[ImageFormat, str]] = {
     ImageFormat.ESP_ENCRYPTED: "Devices encrypt what they are sent: ship the app as it is before encryption.",
     ImageFormat.ESP8266_APP: "That is an app for an ESP8266: build it for this board's chip.",
     ImageFormat.ESP_APP: "That is an app for an ESP32: build it for this board, or choose another type.",
+    ImageFormat.AMEBA_OTA: "That is an OTA_All.bin for an AmebaD board: choose another type.",
+    ImageFormat.AMEBA_IMAGE2: "That is firmware for an AmebaD board: choose another type.",
+    ImageFormat.AMEBA_CORE_IMAGE: "That is the firmware of one core: join both with `flota image pack ameba`.",
+    ImageFormat.AMEBA_BOOT: "That is a boot image, which only a programmer writes: ship km0_km4_image2.bin.",
     ImageFormat.MCUBOOT: "That is an image for the boot loader MCUboot: choose a type whose board uses it.",
 }
 _ANY_OTHER_FORMAT: Final = "Is it the right file? `flota image inspect FILE` shows what it is."
@@ -56,6 +65,8 @@ def partition_table_of(profile: TypeProfile) -> PartitionTable | None:
 
 def slots_of(profile: TypeProfile) -> tuple[Slot, ...]:
     """Return the regions that an update can go to, in boot order; empty when the table has no ota slot."""
+    if profile.board.slots:
+        return profile.board.slots
     table = partition_table_of(profile)
     if table is None:
         return tuple(Slot(name, None, profile.board.max_file_size) for name in TWO_FILE_SLOTS)
@@ -73,7 +84,8 @@ def fit_check(profile: TypeProfile, inspection: Inspection, *, file_size: int, v
         reasons += _damage(inspection)
         reasons += _chip(profile, inspection)
     reasons += _partitions(profile)
-    reasons += _size(profile, file_size)
+    reasons += _size(profile, _flashed_size(inspection, file_size))
+    reasons += _ameba_settings(profile, inspection)
     if is_right_kind:
         reasons += _version(profile, inspection, version)
     reasons += _secure_version(profile, inspection)
@@ -143,6 +155,27 @@ def _size(profile: TypeProfile, file_size: int) -> Iterator[Unfit]:
             f"at most {smallest.size} bytes (slot {smallest.name})",
             f"{file_size} bytes",
             "Build a smaller image, or give the type the partition table that its devices really have.",
+        )
+
+
+def _flashed_size(inspection: Inspection, file_size: int) -> int:
+    """Return how many bytes go to the slot: the header of an `OTA_All.bin` never does."""
+    return inspection.image_size if inspection.format is ImageFormat.AMEBA_OTA else file_size
+
+
+def _ameba_settings(profile: TypeProfile, inspection: Inspection) -> Iterator[Unfit]:
+    """Warn where SDK features keep their settings in the tail of OTA1 (docs/reference/ameba-images.md)."""
+    slots = profile.board.slots
+    if inspection.format not in _AMEBA_FORMATS or not slots or slots[0].size > AMEBA_SETTINGS_FROM + 0x4000:
+        return
+    if inspection.image_size > AMEBA_SETTINGS_FROM:
+        yield Unfit(
+            "settings-overlap",
+            "the image reaches where the SDK's UART and access-point settings lie, if the app uses them",
+            AMEBA_SETTINGS_FROM,
+            f"at most {AMEBA_SETTINGS_FROM} bytes",
+            f"{inspection.image_size} bytes",
+            blocking=False,
         )
 
 

@@ -14,6 +14,7 @@ class Route(enum.StrEnum):
     HTTP_UPDATE = "http-update"
     ESP_HTTPS_OTA = "esp-https-ota"
     DDI = "ddi"
+    AMEBA_PUSH = "ameba-push"
 
 
 class VerifiedBy(enum.StrEnum):
@@ -48,7 +49,7 @@ class Board:
     routes: frozenset[Route]
     verified_by: VerifiedBy
     boot: str
-    """Which boot decision it has: `esp-otadata` or `two-files`."""
+    """Which boot decision it has: `esp-otadata`, `ameba-signature` or `two-files`."""
     chip: str | None = None
     chip_revision: int | None = None
     """Revision of the virtual device's chip, major x 100 + minor."""
@@ -57,6 +58,8 @@ class Board:
     write_alignment: int = 4
     bootloader_offset: int | None = None
     partition_csv: str | None = None
+    slots: tuple[Slot, ...] = ()
+    """The slots of boards whose flash map is fixed, in boot order; empty where a partition table says it."""
     max_file_size: int = 0
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

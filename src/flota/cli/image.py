@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flota.cli.image_ameba import pack_ameba
 from flota.cli.image_convert import convert
 from flota.cli.image_files import parse_size as _size
 from flota.cli.image_files import read_file as _read
@@ -34,6 +35,7 @@ app.command()(layout)
 app.command()(serve)
 app.command()(verify)
 pack.command("mcuboot")(pack_mcuboot)
+pack.command("ameba")(pack_ameba)
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="The file.", metavar="FILE")]
 Output = Annotated[Path, typer.Option("-o", "--output", dir_okay=False, help="Where the result goes.", metavar="OUT")]

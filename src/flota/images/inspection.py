@@ -1,7 +1,7 @@
 """`inspect()`: tell what a file is, read what it says, and name everything that is wrong with it. Never raises.
 
-Which format it is, is decided by the bytes alone, in this order: an MCUboot image, an ESP image (or a merged one,
-or an ESP8266 one), a partition table, otadata, NVS, the other known kinds of files, raw bytes.
+Which format it is, is decided by the bytes alone, in this order: an MCUboot image, an AmebaD file, an ESP image (or a
+merged one, or an ESP8266 one), a partition table, otadata, NVS, the other known kinds of files, raw bytes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any, Final
 
+from flota.images.ameba.inspection import inspect_ameba, looks_like_ameba
 from flota.images.esp8266 import APP_OFFSET, find_esp8266_segments
 from flota.images.esp_app import IMAGE_MAGIC, parse_header, walk_image
 from flota.images.esp_inspection import finding_of, inspect_esp_image, inspect_merged
@@ -65,6 +66,8 @@ def _inspect_by_content(data: Buffer) -> Inspection:
         return _other(data, ImageFormat.RAW, findings=(Finding("error", "empty", "the file is empty"),))
     if is_mcuboot(data):
         return inspect_mcuboot(data)
+    if looks_like_ameba(data):
+        return inspect_ameba(data)
     if any(len(data) > offset and data[offset] == IMAGE_MAGIC for offset in BOOTLOADER_OFFSETS):
         merged = find_merged(data)
         if merged:
