@@ -1,0 +1,206 @@
+"""Push a file to an AmebaD board over TCP: one connection, one file, and not a word back.
+
+The shell around `flota.protocols.ameba_push`. It keeps reading while it sends, because the device's close is the only
+thing that it will ever hear. Progress is what the device's TCP has acknowledged, where the system tells.
+Source: docs/reference/ameba-push.md, "On the wire".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from flota.protocols.ameba_push import STALL_LIMIT_S, PushRecord, PushStage, push_stream_start
+from flota.protocols.ameba_push.sender import CLOSE_LIMIT_S, CONNECT_LIMIT_S
+
+SEND_SIZE: Final = 256 * 1024
+"""Bytes given to the system at once: a gap of 3 s must never come from our own loop."""
+
+DISCARD_SIZE: Final = 4096
+SIOCOUTQ: Final = 0x5411
+"""Linux: how many bytes of a TCP socket are not acknowledged yet (tcp(7), SIOCOUTQ)."""
+
+Progress = Callable[[int, int], None]
+"""(bytes of the file that arrived as far as is known, bytes in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushLimits:
+    """How long to wait, in seconds: for the connection, for any progress, and for the close after the last byte."""
+
+    connect_s: float = CONNECT_LIMIT_S
+    stall_s: float = STALL_LIMIT_S
+    close_s: float = CLOSE_LIMIT_S
+
+
+class PushConnection:
+    """One push. `stage` rises as it goes; `run` returns the record and never raises for what the peer does."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        payload: bytes,
+        *,
+        limits: PushLimits | None = None,
+        on_progress: Progress | None = None,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._payload = payload
+        self._limits = limits or PushLimits()
+        self._on_progress = on_progress
+        self.stage = PushStage.NOT_CONNECTED
+        self._handed = 0
+        self._reset = False
+        self._trouble: str | None = None
+
+    async def run(self) -> PushRecord:
+        """Connect, send everything, wait for the device to close; return how far it came."""
+        loop = asyncio.get_running_loop()
+        connection = await self._connect()
+        if connection is None:
+            return self._record()
+        with connection:
+            self.stage = PushStage.CONNECTED
+            closed = asyncio.ensure_future(self._read_until_closed(connection))
+            sending = asyncio.ensure_future(self._send(connection))
+            try:
+                await asyncio.wait({closed, sending}, return_when=asyncio.FIRST_COMPLETED)
+                if not sending.done() or self.stage is not PushStage.ALL_SENT:
+                    return self._record(unacknowledged=_unacknowledged(connection))
+                return await self._wait_for_close(connection, closed, loop.time())
+            finally:
+                for task in (closed, sending):
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
+
+    async def _connect(self) -> socket.socket | None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._limits.connect_s):
+                found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+                family, kind, protocol, _, address = found[0]
+                connection = socket.socket(family, kind, protocol)
+                try:
+                    connection.setblocking(False)
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                    await loop.sock_connect(connection, address)
+                except BaseException:
+                    connection.close()
+                    raise
+        except TimeoutError:
+            self._trouble = f"no answer within {self._limits.connect_s:g} s"
+        except OSError as error:
+            self._trouble = _said_by(error)
+        else:
+            return connection
+        return None
+
+    async def _send(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        view = memoryview(self._payload)
+        try:
+            await self._hand_over(loop, connection, push_stream_start(self._payload))
+            self.stage = PushStage.INFO_SENT
+            for start in range(0, len(view), SEND_SIZE):
+                chunk = view[start : start + SEND_SIZE]
+                await self._hand_over(loop, connection, chunk)
+                self._handed += len(chunk)
+                self._tell_progress(connection)
+            self.stage = PushStage.ALL_SENT
+        except TimeoutError:
+            self._trouble = f"the device took nothing for {self._limits.stall_s:g} s"
+        except OSError as error:
+            self._reset = isinstance(error, ConnectionResetError | BrokenPipeError)
+            self._trouble = _said_by(error)
+
+    async def _hand_over(
+        self, loop: asyncio.AbstractEventLoop, connection: socket.socket, data: bytes | memoryview
+    ) -> None:
+        async with asyncio.timeout(self._limits.stall_s):
+            await loop.sock_sendall(connection, data)
+
+    async def _read_until_closed(self, connection: socket.socket) -> None:
+        """Return when the device has closed; whatever it says is thrown away, as the vendor's sender does."""
+        loop = asyncio.get_running_loop()
+        try:
+            while await loop.sock_recv(connection, DISCARD_SIZE):
+                pass
+        except OSError as error:
+            self._reset = True
+            self._trouble = self._trouble or _said_by(error)
+
+    async def _wait_for_close(
+        self, connection: socket.socket, closed: asyncio.Future[None], sent_at: float
+    ) -> PushRecord:
+        """Wait for the device's close, for as long as it still takes bytes and `close_s` after that."""
+        loop = asyncio.get_running_loop()
+        waiting_since, left_before = sent_at, -1
+        while loop.time() - waiting_since < self._limits.close_s:
+            done, _ = await asyncio.wait({closed}, timeout=min(0.25, self._limits.close_s))
+            left = _unacknowledged(connection)
+            self._tell_progress(connection)
+            if done:
+                self.stage = PushStage.CLOSED
+                return self._record(closed_after_s=loop.time() - waiting_since, unacknowledged=left)
+            if left is not None and left != left_before and left > 0:
+                waiting_since, left_before = loop.time(), left
+        return self._record(unacknowledged=_unacknowledged(connection))
+
+    def _tell_progress(self, connection: socket.socket) -> None:
+        if self._on_progress is not None:
+            arrived = max(0, self._handed - (_unacknowledged(connection) or 0))
+            self._on_progress(arrived, len(self._payload))
+
+    def _record(self, *, closed_after_s: float | None = None, unacknowledged: int | None = None) -> PushRecord:
+        return PushRecord(
+            stage=self.stage,
+            sent=self._handed,
+            total=len(self._payload),
+            closed_after_s=closed_after_s,
+            unacknowledged=unacknowledged,
+            reset=self._reset,
+            trouble=self._trouble,
+        )
+
+
+async def push(
+    host: str,
+    port: int,
+    payload: bytes,
+    *,
+    limits: PushLimits | None = None,
+    on_progress: Progress | None = None,
+) -> PushRecord:
+    """Push `payload` to the board at `host`:`port`; returns what happened (`judge_push` says what it means)."""
+    return await PushConnection(host, port, payload, limits=limits, on_progress=on_progress).run()
+
+
+def _said_by(error: OSError) -> str:
+    """Return the system's own words: asyncio puts addresses into some of them."""
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno).lower()
+    return error.strerror or str(error)
+
+
+def _unacknowledged(connection: socket.socket) -> int | None:
+    """Return how many bytes the peer's TCP has not acknowledged, None where the system does not tell."""
+    if not sys.platform.startswith("linux"):
+        return None
+    import fcntl
+
+    try:
+        answer = fcntl.ioctl(connection.fileno(), SIOCOUTQ, struct.pack("i", 0))
+    except OSError:
+        return None
+    return int(struct.unpack("i", answer)[0])
