@@ -48,6 +48,7 @@ def test_every_setting_can_be_given_in_the_file() -> None:
     max_artifact_mib = 32
     stop_grace_s = 2.5
     device_requests_per_s = 8
+    viam_quiet_s = 60
     """
     file = read_configuration(text.encode(), "flota.toml")
     assert set(file) == {setting.key for setting in SETTINGS}
@@ -57,7 +58,7 @@ def test_every_setting_can_be_given_in_the_file() -> None:
     assert made.names == ("updates.example.net", "192.0.2.7")
     assert made.tls_cert == Path("/etc/flota/cert.pem")
     assert (made.max_artifact_bytes, made.stop_grace_s) == (32 << 20, 2.5)
-    assert made.device_requests_per_s == 8
+    assert (made.device_requests_per_s, made.viam_quiet_s) == (8, 60)
     assert made.effective_database_url == "postgresql+asyncpg://flota@/flota"
 
 

@@ -189,7 +189,7 @@ async def an_update_fleet(directory: Path, *, public_url: str | None = None) -> 
     """Give a fleet on SQLite with the tenant DEFAULT and no type yet."""
     data = DataDirectory(directory)
     shutil.copy(await _database_template(), data.database)
-    settings = ServerSettings(data=data, public_url=public_url)
+    settings = ServerSettings(data=data, public_url=public_url, poll_jitter_percent=0)
     opened = await Database.open(settings.effective_database_url)
     async with opened as database, a_fleet_over(database, settings) as fleet:
         yield fleet

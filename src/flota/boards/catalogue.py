@@ -56,7 +56,7 @@ def _esp_board(chip: EspChip) -> Board:
         name=chip.name,
         title=chip.title,
         formats=frozenset({ImageFormat.ESP_APP}),
-        routes=_ESP_ROUTES,
+        routes=_ESP_ROUTES | {Route.VIAM} if classic else _ESP_ROUTES,
         verified_by=VerifiedBy.AGENT,
         boot="esp-otadata",
         chip=chip.name,
@@ -64,6 +64,7 @@ def _esp_board(chip: EspChip) -> Board:
         flash_size=(8 if classic else 4) * MIB,
         bootloader_offset=chip.bootloader_offset,
         partition_csv=MICRO_RDK_8MB_CSV if classic else TWO_OTA_4MB_CSV,
+        rolls_back=not classic,  # micro-RDK, which the classic ESP32 stands for here, is built without
         aliases=(chip.name.replace("-", ""),) if "-" in chip.name else (),
         notes=("Stock HTTPUpdate and esp_https_ota check hashes, not our signature; a DDI agent of yours can.",),
     )

@@ -14,6 +14,7 @@ class Route(enum.StrEnum):
     HTTP_UPDATE = "http-update"
     ESP_HTTPS_OTA = "esp-https-ota"
     DDI = "ddi"
+    VIAM = "viam"
     AMEBA_PUSH = "ameba-push"
 
 
@@ -61,6 +62,8 @@ class Board:
     slots: tuple[Slot, ...] = ()
     """The slots of boards whose flash map is fixed, in boot order; empty where a partition table says it."""
     max_file_size: int = 0
+    rolls_back: bool = True
+    """Whether its usual firmware is built to confirm itself or be rolled back (otadata boards)."""
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

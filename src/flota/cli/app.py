@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "release": ("flota.cli.release", "Releases: create, sign, publish, withdraw."),
     "device": ("flota.cli.device", "Devices: add, import, accept, list."),
     "rollout": ("flota.cli.rollout", "Rollouts: create, watch, pause, cancel."),
+    "viam": ("flota.cli.viam", "Viam's micro-RDK: its configuration, evidence."),
     "lab": ("flota.cli.lab", "Virtual devices: run, flash, read, cut the power."),
     "token": ("flota.cli.token", "Access tokens of the management API."),
     "audit": ("flota.cli.audit", "The audit trail."),

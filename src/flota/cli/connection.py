@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,3 +89,20 @@ def comma_list(text: str | None) -> list[str] | None:
     if text is None:
         return None
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def utc(moment: datetime | None) -> datetime | None:
+    """Return a time of the command line as an aware one; without a zone it is UTC."""
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+
+
+_LIFETIME = re.compile(r"([1-9][0-9]{0,4})(h|d)\Z")
+
+
+def parse_lifetime(text: str) -> timedelta:
+    """Return the time in `12h` or `90d`. Raises `InvalidInput`."""
+    found = _LIFETIME.match(text.strip().lower())
+    if found is None:
+        raise InvalidInput("not a length of time", expected="hours or days, for example 12h or 90d", found=repr(text))
+    number = int(found.group(1))
+    return timedelta(hours=number) if found.group(2) == "h" else timedelta(days=number)

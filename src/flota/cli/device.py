@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flota.cli.connection import AsJson, CaCert, Server, Token, connect, read_text_file
+from flota.cli.connection import AsJson, CaCert, Server, Token, connect, parse_lifetime, read_text_file
 from flota.cli.output import echo, echo_json, print_table
 from flota.errors import NotFound
 
@@ -188,8 +188,13 @@ def remove(names: Names, server: Server = None, token: Token = None, cacert: CaC
 
 @app.command("token")
 def new_token(
-    name: Name,
+    words: Annotated[
+        list[str], typer.Argument(metavar="[rotate] NAME", help="The device's name; rotate: both work for a while.")
+    ],
     device_token: DeviceToken = None,
+    overlap: Annotated[
+        str, typer.Option("--overlap", metavar="12h|7d", help="How long the old one works too, when rotating.")
+    ] = "24h",
     as_json: AsJson = False,
     server: Server = None,
     token: Token = None,
@@ -198,9 +203,17 @@ def new_token(
     """Give a device a new token; the old one stops working at once.
 
     flota device token pump-17
+
+    With `rotate` the old one goes on working until the device has used the new one, for 24 hours at most.
+
+    flota device token rotate pump-17 --overlap 7d
     """
+    *action, name = words
+    if action not in ([], ["rotate"]):
+        raise typer.BadParameter("give a device's NAME, or: rotate NAME")
+    overlap_s = int(parse_lifetime(overlap).total_seconds()) if action else 0
     with connect(server, token, cacert) as client:
-        secret = client.new_device_token(name, token=device_token)
+        secret = client.new_device_token(name, token=device_token, overlap_s=overlap_s)
     if as_json:
         echo_json({"name": name, "token": secret})
     else:
@@ -273,8 +286,14 @@ def _show(one: Device) -> None:
         ("route", one.last_route),
         ("address", one.address),
     ]
+    if one.identity_conflict is not None:
+        seen = " and ".join(one.identity_conflict.seen)
+        rows.append(("conflict", f"two devices with this identity? {one.identity_conflict.trait}: {seen}"))
+    if one.auto_confirm:
+        rows.append(("confirms", "every update, by itself"))
     rows += [("label", f"{key}={value}") for key, value in one.labels.items()]
     rows += [("says", f"{key}={value}") for key, value in one.attributes.items()]
+    rows += [("look", flag) for flag in one.flags]
     for name, value in rows:
         if value is not None:
             echo(f"{name:<15} {value}")

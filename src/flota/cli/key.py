@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -17,13 +18,14 @@ from flota.cli.signers import (
     find_key,
     keys_directory,
     named_key_path,
+    read_key_file,
+    read_key_text,
     read_password,
-    read_private_key,
-    read_public_key,
 )
-from flota.errors import Conflict, FlotaError, InvalidInput
+from flota.errors import Conflict, FlotaError, InvalidInput, WrongUse
 
 if TYPE_CHECKING:
+    from flota.trust.image_keys import ImagePrivateKey, ImagePublicKey
     from flota.trust.keys import PrivateKey, PublicKey
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Signing keys.")
@@ -33,9 +35,17 @@ app.add_typer(rotation_app, name="rotate")
 
 CERTIFICATE_SUFFIX: Final = ".crt"
 
+_LABELS: Final = {
+    "kind": "kind",
+    "key_id": "key id",
+    "algorithm": "signatures",
+    "mcuboot_key_hash": "MCUboot key hash",
+    "secure_boot_digest": "Secure Boot digest",
+}
+
 _NAME = typer.Argument(None, metavar="NAME", help="Kept in the key directory under this name (FLOTA_KEYS).")
 _OUT = typer.Option(None, "-o", "--output", metavar="FILE", help="Write the key here instead; FILE.pub beside it.")
-_KIND = typer.Option("p256", "--kind", help="Kind of key.")
+_KIND = typer.Option("p256", "--kind", help="rsa-3072 is for MCUboot images, Secure Boot and files, not for releases.")
 _PROMPT = typer.Option(False, "--password-prompt", help="Ask for a password on the terminal.")
 _PASSWORD_FILE = typer.Option(None, "--password-file", metavar="FILE", help="The password is this file's first line.")
 _JSON = typer.Option(False, "--json", help="Print as JSON.")
@@ -45,7 +55,7 @@ _JSON = typer.Option(False, "--json", help="Print as JSON.")
 def create(
     name: str | None = _NAME,
     output: Path | None = _OUT,
-    kind: Literal["p256", "ed25519"] = _KIND,
+    kind: Literal["p256", "ed25519", "rsa-3072"] = _KIND,
     password_prompt: bool = _PROMPT,
     password_file: Path | None = _PASSWORD_FILE,
     code_signing: bool = typer.Option(False, "--code-signing", help="Write a code-signing certificate too (P-256)."),
@@ -62,10 +72,14 @@ def create(
     flota key create -o release.pem --kind ed25519 --password-prompt
 
     flota key create board-maker --code-signing --subject "Example GmbH firmware" --days 1095
+
+    flota key create boot-loader --kind rsa-3072 --password-prompt
     """
     from flota.durable_files import PRIVATE_FILE_MODE, write_durably
     from flota.trust.keys import PrivateKey
 
+    if code_signing and kind != "p256":
+        raise WrongUse("code-signing certificates are for P-256 keys", found=kind, hint="Leave --kind out.")
     if (name is None) == (output is None):
         raise InvalidInput("where should the key go?", hint="Give a NAME, or a file with -o.")
     private_path = output if output is not None else named_key_path(name or "")
@@ -81,12 +95,14 @@ def create(
                 hint="Nothing was changed; choose another.",
             )
     password = read_password(prompt=password_prompt, password_file=password_file, confirm=True)
-    key = PrivateKey.generate(kind)
-    certificate = _certificate_of(key, subject or private_path.stem, days) if code_signing else None
+    key = _new_key(kind)
+    certificate = None
+    if code_signing and isinstance(key, PrivateKey):
+        certificate = _certificate_of(key, subject or private_path.stem, days)
     try:
         private_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_durably(private_path, key.to_pem(password), mode=PRIVATE_FILE_MODE)
-        write_durably(public_path, key.public_pem.encode("ascii"))
+        write_durably(public_path, key.public.pem.encode("ascii"))
         if certificate is not None:
             write_durably(certificate_path, certificate)
     except OSError as error:
@@ -95,7 +111,7 @@ def create(
         files = {"private_key": str(private_path), "public_key": str(public_path)}
         echo_json(_facts(key.public) | files | ({"certificate": str(certificate_path)} if certificate else {}))
         return
-    echo(f"key id       {key.key_id}")
+    echo(f"key id       {key.public.key_id}")
     echo(f"private key  {private_path} ({'encrypted' if password else 'not encrypted'}; back it up, show it to nobody)")
     echo(f"public key   {public_path}")
     if certificate is not None:
@@ -151,25 +167,34 @@ def show(
     elif as_json:
         echo_json(_facts(shown) | {"public_key": shown.pem})
     else:
-        echo(f"kind    {shown.kind}")
-        echo(f"key id  {shown.key_id}")
+        for fact, value in _facts(shown).items():
+            echo(f"{_LABELS[fact]:<18} {value}")
         echo(shown.pem.rstrip("\n"))
 
 
-def _public_half(reference: str, password: str | None) -> PublicKey:
+def _new_key(kind: str) -> PrivateKey | ImagePrivateKey:
+    from flota.trust.image_keys import ImagePrivateKey
+    from flota.trust.keys import PrivateKey
+
+    return ImagePrivateKey.generate(kind) if kind == "rsa-3072" else PrivateKey.generate(kind)
+
+
+def _public_half(reference: str, password: str | None) -> ImagePublicKey:
     """Return the public key of a private or public key file; an encrypted key's from NAME.pub beside it."""
-    from flota.trust.keys import PasswordNeeded, PublicKey
+    from flota.trust.image_keys import ImagePrivateKey, ImagePublicKey
+    from flota.trust.keys import PasswordNeeded
 
     path = find_key(reference)
-    if path.suffix == PUBLIC_SUFFIX or b"PRIVATE KEY" not in path.read_bytes()[:64]:
-        return PublicKey.from_pem(read_public_key(str(path)))
+    text = read_key_text(str(path)) if path.suffix == PUBLIC_SUFFIX else read_key_file(path)
+    if b"PRIVATE KEY" not in text:
+        return ImagePublicKey.from_pem(text)
     try:
-        return read_private_key(str(path), password).public
+        return ImagePrivateKey.from_pem(text, password).public
     except PasswordNeeded:
         beside = path.with_suffix(PUBLIC_SUFFIX)
         if not beside.is_file():
             raise
-        return PublicKey.from_pem(read_public_key(str(beside)))
+        return ImagePublicKey.from_pem(read_key_text(str(beside)))
 
 
 def _certificate_of(key: PrivateKey, subject: str, days: int | None) -> bytes:
@@ -188,5 +213,13 @@ def _certificate_of(key: PrivateKey, subject: str, days: int | None) -> bytes:
     )
 
 
-def _facts(key: PublicKey) -> dict[str, object]:
-    return {"kind": key.kind.value, "key_id": key.key_id, "algorithm": key.algorithm.value}
+def _facts(key: PublicKey | ImagePublicKey) -> dict[str, object]:
+    """Return what can be said of a key: which it is, and how images of boot loaders name it."""
+    from flota.images.esp_secure_boot import BadPublicKey, public_key_digest
+    from flota.trust.image_keys import ImagePublicKey
+
+    facts: dict[str, object] = {"kind": key.kind.value, "key_id": key.key_id, "algorithm": str(key.algorithm)}
+    facts["mcuboot_key_hash"] = ImagePublicKey.from_pem(key.pem).key_hash.hex()
+    with contextlib.suppress(BadPublicKey):
+        facts["secure_boot_digest"] = public_key_digest(key.pem)
+    return facts

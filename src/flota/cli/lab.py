@@ -46,7 +46,7 @@ def run(
     token: Annotated[str | None, typer.Option("--token", envvar="FLOTA_DEVICE_TOKEN", help="Its own token.")] = None,
     type_: Annotated[str | None, typer.Option("--type", help="Its device type; default: the board's name.")] = None,
     dialect: Annotated[
-        str | None, typer.Option("--dialect", help="http-update, esp-https-ota or ddi; default by board.")
+        str | None, typer.Option("--dialect", help="http-update, esp-https-ota, ddi or viam; default by board.")
     ] = None,
     tenant: Annotated[str, typer.Option("--tenant", help="Tenant in DDI addresses.")] = "DEFAULT",
     speed: Annotated[
@@ -71,16 +71,27 @@ def run(
     ] = None,
     build: Annotated[
         str | None,
-        typer.Option("--boot-build", help="plain, rollback (default) or anti-rollback; kept in the directory."),
+        typer.Option("--boot-build", help="plain (esp32), rollback (others) or anti-rollback; kept in the directory."),
     ] = None,
     fetch: Annotated[str, typer.Option("--fetch", help="esp-https-ota: plain, resume or partial.")] = "resume",
     mac: Annotated[str | None, typer.Option("--mac", help="Its MAC; default: made from the name.")] = None,
     hardware_revision: Annotated[str | None, typer.Option("--hardware-revision", help="Its hardware revision.")] = None,
+    viam_config: Annotated[
+        str | None,
+        typer.Option(
+            "--viam-config",
+            metavar="FILE|URL",
+            help="A micro-RDK's machine configuration, looked at every 10 s: stands for Viam's cloud.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Run a virtual device until Ctrl-C. Killing the process is a power cut; start it again and it boots.
 
-    Example: flota lab run esp32-c3 --name pump-1 --state ./pump-1 --server http://127.0.0.1:8080 --speed 20
+    Examples:
+        flota lab run esp32-c3 --name pump-1 --state ./pump-1 --server http://127.0.0.1:8080 --speed 20
+
+        flota lab run esp32 --name rover-1 --state ./rover-1 --viam-config rover-1.json --speed 20
     """
     from flota.lab.fleet import DeviceSpec, Dialect
     from flota.virtual.agents.esp_https_ota import FetchMode
@@ -106,6 +117,7 @@ def run(
         fetch_mode=_choice(FetchMode, fetch, "--fetch"),
         mac=_checked_mac(mac),
         hardware_revision=hardware_revision,
+        viam_config=viam_config,
     )
     _run(spec, as_json=as_json)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,7 +11,7 @@ import typer
 
 from flota.cli.connection import AsJson, CaCert, Server, Token, check_option, connect
 from flota.cli.output import echo, echo_json, print_table, warn
-from flota.errors import Refused
+from flota.errors import Refused, WrongUse
 
 if TYPE_CHECKING:
     from flota.client.schemas import Release
@@ -29,6 +31,9 @@ def create(
         str | None,
         typer.Option("--expires", metavar="TIME", help="ISO 8601, e.g. 2030-01-31: devices refuse it from then on."),
     ] = None,
+    sbom: Annotated[
+        Path | None, typer.Option("--sbom", metavar="FILE", help="The software in it: CycloneDX or SPDX, as JSON.")
+    ] = None,
     as_json: AsJson = False,
     server: Server = None,
     token: Token = None,
@@ -37,19 +42,30 @@ def create(
     """Upload a file, check that it fits the type's board, and draft a release of it.
 
     flota release create pump-2.0.bin --type pump --version 2.0
+
+    flota release create pump-2.0.bin --type pump --version 2.0 --sbom pump-2.0.cdx.json
     """
     from flota.cli.uploading import upload
-    from flota.client.shipping import describe_upload
+    from flota.client.shipping import describe_sbom, describe_upload, read_sbom_file
     from flota.versions import parse_version
 
     check_option("--version", parse_version, version)
     expires_at = _time(expires)
+    listed = read_sbom_file(sbom) if sbom is not None else None
     with connect(server, token, cacert) as client:
         artifact = upload(client, file)
         if not as_json:
             echo(describe_upload(artifact))
+        stored = client.upload_bytes(listed, sbom.name) if listed is not None and sbom is not None else None
         made = client.create_release(
-            type_name, version, artifact.sha256, notes=notes, expires_at=expires_at, filename=file.name
+            type_name,
+            version,
+            artifact.sha256,
+            notes=notes,
+            expires_at=expires_at,
+            filename=file.name,
+            sbom_sha256=stored.sha256 if stored else None,
+            sbom_filename=sbom.name if sbom else None,
         )
     for warning in made.warnings:
         warn(f"warning: {warning}")
@@ -57,6 +73,8 @@ def create(
         echo_json({**made.as_dict(), "artifact": artifact.as_dict()})
         return
     echo(f"release    {made.id}, {made.type} {made.version}, sequence {made.sequence}, {made.state}")
+    if made.sbom is not None:
+        echo(describe_sbom(made.sbom))
     echo(f"next       flota release sign {made.id} --key KEY")
 
 
@@ -216,6 +234,62 @@ def show(
     _show(found, as_json)
 
 
+@app.command("sbom")
+def sbom(
+    release: Reference,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write it here; else to standard output.")
+    ] = None,
+    attach: Annotated[
+        Path | None,
+        typer.Option("--attach", metavar="FILE", help="Give the draft this SBOM instead: CycloneDX or SPDX, as JSON."),
+    ] = None,
+    as_json: AsJson = False,
+    server: Server = None,
+    token: Token = None,
+    cacert: CaCert = None,
+) -> None:
+    """Fetch a release's SBOM, byte for byte as it was uploaded; or give one to a draft.
+
+    flota release sbom pump@2.0 -o pump-2.0.cdx.json
+
+    flota release sbom 3 --attach pump-2.0.cdx.json
+    """
+    from flota.client.shipping import read_sbom_file
+
+    if attach is not None:
+        if output is not None:
+            raise WrongUse("an SBOM is either fetched or attached", hint="Give -o or --attach, not both.")
+        listed = read_sbom_file(attach)
+        with connect(server, token, cacert) as client:
+            stored = client.upload_bytes(listed, attach.name)
+            _show(client.set_sbom(release, stored.sha256, filename=attach.name), as_json)
+        return
+    with connect(server, token, cacert) as client:
+        found = client.release(release)
+        data = client.sbom(found.id)
+    shown = found.sbom
+    digest = hashlib.sha256(data).hexdigest()
+    if shown is None or digest != shown.sha256:
+        raise Refused(
+            "the SBOM that came is not the one of the release",
+            expected=shown.sha256 if shown else "none",
+            found=digest,
+            hint="Fetch it again; if it stays so, the server's store is damaged.",
+        )
+    if output is None and not as_json:
+        sys.stdout.buffer.write(data)
+        return
+    if output is not None:
+        from flota.cli.image_files import write_file
+
+        write_file(output, data)
+    if as_json:
+        echo_json({**shown.as_dict(), "path": str(output) if output else None})
+    else:
+        echo(f"{output}  {shown.title}, {shown.component_count} components, {shown.size} bytes")
+
+
 def _show(one: Release, as_json: bool) -> None:
     if as_json:
         echo_json(one.as_dict())
@@ -229,6 +303,11 @@ def _show(one: Release, as_json: bool) -> None:
         ("manifest sha256", one.manifest_sha256),
         ("expires", one.expires_at.isoformat() if one.expires_at else "never"),
     ]
+    if one.sbom is not None:
+        rows += [
+            ("sbom", f"{one.sbom.filename}, {one.sbom.title}, {one.sbom.component_count} components"),
+            ("sbom sha256", one.sbom.sha256),
+        ]
     rows += [("signed by", f"{signature.key_id} ({signature.algorithm})") for signature in one.signatures]
     rows.append(("signatures", f"{len(one.signatures)} of {one.signatures_needed} needed"))
     rows += [("warning", warning) for warning in one.warnings]

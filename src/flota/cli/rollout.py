@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flota.cli.connection import AsJson, CaCert, Server, Token, check_option, comma_list, connect
+from flota.cli.connection import AsJson, CaCert, Server, Token, check_option, comma_list, connect, utc
 from flota.cli.output import echo, echo_json, print_table
 
 if TYPE_CHECKING:
@@ -48,6 +49,21 @@ def create(
         bool | None,
         typer.Option("--count-inferred/--no-count-inferred", help="Let inferred outcomes count for --abort-after."),
     ] = None,
+    urgency: Annotated[
+        Literal["forced", "soft", "timeforced", "downloadonly"],
+        typer.Option("--urgency", help="soft: devices may choose when; timeforced: until --forced-at; DDI only."),
+    ] = "forced",
+    forced_at: Annotated[
+        datetime | None, typer.Option("--forced-at", help="From then on a timeforced update is forced; UTC.")
+    ] = None,
+    confirm: Annotated[
+        bool | None,
+        typer.Option("--confirm/--no-confirm", help="Ask devices first, whatever their type says (DDI)."),
+    ] = None,
+    maintenance: Annotated[
+        str | None,
+        typer.Option("--maintenance", metavar="WINDOW", help="Instead of the type's: 'daily 02:00 3h UTC', or none."),
+    ] = None,
     as_json: AsJson = False,
     server: Server = None,
     token: Token = None,
@@ -58,6 +74,8 @@ def create(
     flota rollout create --release pump@2.0 --select type=pump --waves 2,50%,100% --abort-after 2
 
     flota rollout create --release 3 --devices pump-1,pump-2 --name try-it
+
+    flota rollout create --release pump@2.0 --select type=pump --maintenance 'sat,sun 02:00 3h Europe/Berlin'
     """
     if (devices is None) == (select is None):
         raise typer.BadParameter("give either --devices A,B or --select EXPR")
@@ -75,6 +93,10 @@ def create(
             silence_limit_s=silence_limit,
             attempts=attempts,
             count_inferred=count_inferred,
+            urgency=urgency,
+            forced_at=utc(forced_at),
+            confirm=confirm,
+            maintenance=maintenance,
         )
     _show(made, as_json)
     if not as_json:

@@ -43,6 +43,9 @@ def ship(
         int, typer.Option("--abort-after", min=1, metavar="N", help="Stop when this many devices have failed.")
     ] = 1,
     notes: Annotated[str, typer.Option("--notes", metavar="TEXT")] = "",
+    sbom: Annotated[
+        Path | None, typer.Option("--sbom", metavar="FILE", help="The release's SBOM: CycloneDX or SPDX, as JSON.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the rollout to its end.")] = True,
     as_json: AsJson = False,
     server: Server = None,
@@ -87,6 +90,7 @@ def ship(
         abort_after=abort_after,
         notes=notes,
         trust_key=trust_key,
+        sbom=sbom,
     )
     with connect(server, token, cacert) as client:
         after = client.last_audit_sequence()

@@ -84,14 +84,19 @@ def read_private_key(reference: str, password: str | None = None) -> PrivateKey:
     """Return the private key that a path or a name means. Raises `NotFound` or a kind of `BadKey`."""
     from flota.trust.keys import PrivateKey
 
-    return PrivateKey.from_pem(_read_key_file(_checked_key_path(reference)), password)
+    return PrivateKey.from_pem(read_key_file(_checked_key_path(reference)), password)
 
 
 def read_public_key(reference: str) -> str:
     """Return the public key (PEM) that a path or a name means: NAME.pub beside a named key, or the file itself."""
     from flota.trust.keys import PublicKey
 
-    return PublicKey.from_pem(_read_key_file(_public_key_path(reference))).pem
+    return PublicKey.from_pem(read_key_file(_public_key_path(reference))).pem
+
+
+def read_key_text(reference: str) -> bytes:
+    """Return the text of the public key that a path or a name means, of whatever kind it is. Raises `NotFound`."""
+    return read_key_file(_public_key_path(reference))
 
 
 def signer_from_options(
@@ -141,7 +146,7 @@ def image_signer_from_options(
     if key is not None:
         path = _checked_key_path(key)
         password = read_password(prompt=password_prompt, password_file=password_file)
-        return ImagePrivateKey.from_pem(_read_key_file(path), password).signer
+        return ImagePrivateKey.from_pem(read_key_file(path), password).signer
     if public_key is None:
         raise WrongUse(
             "--signer needs the public key", hint="Give --public-key FILE: what the program answers is checked with it."
@@ -149,7 +154,7 @@ def image_signer_from_options(
     from flota.transports.exec_signer import parse_signer, sign_digest_with_program
 
     command = parse_signer(signer or "")
-    public = ImagePublicKey.from_pem(_read_key_file(_public_key_path(public_key)))
+    public = ImagePublicKey.from_pem(read_key_file(_public_key_path(public_key)))
 
     def sign(digest: bytes) -> bytes:
         return sign_digest_with_program(
@@ -180,7 +185,8 @@ def _public_key_path(reference: str) -> Path:
     return public if public.is_file() else path
 
 
-def _read_key_file(path: Path) -> bytes:
+def read_key_file(path: Path) -> bytes:
+    """Return a key file's bytes, one more than the longest key at most. Raises `NotFound`."""
     from flota.trust.public_keys import KEY_FILE_MAX_BYTES
 
     try:

@@ -9,6 +9,7 @@ import typer
 
 from flota.cli.connection import AsJson, CaCert, Server, Token, connect, read_text_file
 from flota.cli.output import echo, echo_json, print_table
+from flota.errors import WrongUse
 
 if TYPE_CHECKING:
     from flota.client.schemas import DeviceType
@@ -25,6 +26,41 @@ UnknownDevices = Annotated[
         "--unknown-devices",
         help="What happens to a device that nobody registered when it asks.",
     ),
+]
+
+
+BootloaderIdf = Annotated[
+    str | None,
+    typer.Option(
+        "--bootloader-idf",
+        metavar="VERSION|FILE",
+        help="ESP-IDF of its devices' boot loader (5.1, or the file): apps built with an older one are refused.",
+    ),
+]
+SecureBootKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--secure-boot-key",
+        metavar="PUB|DIGEST",
+        help="A Secure Boot v2 key in its devices' efuses: images that none of them signed are refused; repeat it.",
+    ),
+]
+
+
+Maintenance = Annotated[
+    str | None,
+    typer.Option(
+        "--maintenance",
+        metavar="WINDOW",
+        help="When devices may install: 'sat,sun 02:00 3h Europe/Berlin'; 'none': at any time.",
+    ),
+]
+Confirm = Annotated[
+    bool | None, typer.Option("--confirm/--no-confirm", help="Ask devices before they are told to update (DDI).")
+]
+DownloadAhead = Annotated[
+    bool | None,
+    typer.Option("--download-ahead/--no-download-ahead", help="Let devices download while their window is closed."),
 ]
 
 
@@ -58,6 +94,11 @@ def add_type(
         int, typer.Option("--poll-interval", min=1, metavar="SECONDS", help="How often its devices should ask.")
     ] = 300,
     description: Annotated[str, typer.Option("--description", metavar="TEXT")] = "",
+    maintenance: Maintenance = None,
+    confirm: Confirm = None,
+    download_ahead: DownloadAhead = None,
+    bootloader_idf: BootloaderIdf = None,
+    secure_boot_key: SecureBootKeys = None,
     as_json: AsJson = False,
     server: Server = None,
     token: Token = None,
@@ -68,7 +109,10 @@ def add_type(
     flota type add pump --board esp32-c3 --partitions partitions.csv --signer release.pub
 
     flota type add valve --board esp32-s3 --version-from app_desc --unknown-devices accept
+
+    flota type add lock --board esp32-c3 --bootloader-idf 5.1 --secure-boot-key board-maker.pub
     """
+    from flota.cli.boot_facts import idf_version_of, key_digest_of
     from flota.cli.signers import read_public_key
 
     table = read_text_file(partitions, max_bytes=PARTITION_CSV_MAX_BYTES) if partitions is not None else None
@@ -85,6 +129,11 @@ def add_type(
             signature_threshold=threshold,
             poll_interval_s=poll_interval,
             description=description,
+            confirm=bool(confirm),
+            maintenance=None if maintenance == "none" else maintenance,
+            download_ahead=bool(download_ahead),
+            bootloader_idf_version=idf_version_of(bootloader_idf) if bootloader_idf is not None else None,
+            secure_boot_keys=[key_digest_of(one) for one in secure_boot_key or []],
         )
     _show(made, as_json)
     if not made.signers and not as_json:
@@ -169,18 +218,49 @@ def trust(
 @app.command("set")
 def set_policy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The device type.")],
-    unknown_devices: UnknownDevices,
+    unknown_devices: Annotated[
+        Literal["accept", "hold", "refuse"] | None,
+        typer.Option("--unknown-devices", help="What happens to a device that nobody registered when it asks."),
+    ] = None,
+    bootloader_idf: BootloaderIdf = None,
+    secure_boot_key: SecureBootKeys = None,
+    maintenance: Maintenance = None,
+    confirm: Confirm = None,
+    download_ahead: DownloadAhead = None,
     as_json: AsJson = False,
     server: Server = None,
     token: Token = None,
     cacert: CaCert = None,
 ) -> None:
-    """Change what happens to devices of a type that nobody registered.
+    """Change what happens to devices that nobody registered, or what is known about how the devices boot.
+
+    The Secure Boot keys given take the place of those that the type had; `none` clears a fact.
 
     flota type set pump --unknown-devices accept
+
+    flota type set pump --maintenance 'sat,sun 02:00 3h Europe/Berlin' --download-ahead
+
+    flota type set lock --bootloader-idf 5.2 --secure-boot-key old.pub --secure-boot-key new.pub
     """
+    from flota.cli.boot_facts import NONE, idf_version_of, key_digest_of
+
+    facts: dict[str, Any] = {}
+    if bootloader_idf is not None:
+        facts["bootloader_idf_version"] = None if bootloader_idf == NONE else idf_version_of(bootloader_idf)
+    if secure_boot_key:
+        facts["secure_boot_keys"] = [] if secure_boot_key == [NONE] else [key_digest_of(one) for one in secure_boot_key]
+    rules: dict[str, Any] = {"maintenance": maintenance, "confirm": confirm, "download_ahead": download_ahead}
+    rules = {key: value for key, value in rules.items() if value is not None}
+    if unknown_devices is None and not facts and not rules:
+        raise WrongUse(
+            "nothing to change", hint="Give --unknown-devices, --maintenance, --bootloader-idf or another option."
+        )
     with connect(server, token, cacert) as client:
-        changed = client.set_unknown_devices(name, unknown_devices)
+        changed = client.set_unknown_devices(name, unknown_devices) if unknown_devices is not None else None
+        if rules:
+            changed = client.set_update_rules(name, **rules)
+        if facts or changed is None:
+            changed = client.set_boot_facts(name, **facts)
     _show(changed, as_json)
 
 
@@ -195,8 +275,14 @@ def _show(one: DeviceType, as_json: bool) -> None:
         ("version from", one.version_from),
         ("unknown devices", one.unknown_devices),
         ("signatures needed", one.signature_threshold),
+        ("maintenance", one.maintenance or "at any time"),
     ]
+    rows += [("asks first", "yes, over DDI")] if one.confirm else []
+    rows += [("downloads ahead", "yes")] if one.download_ahead else []
     rows += [("signer", signer.key_id) for signer in one.signers] or [("signer", "none")]
+    if one.bootloader_idf_version is not None:
+        rows.append(("boot loader", f"ESP-IDF {one.bootloader_idf_version}"))
+    rows += [("secure boot key", digest) for digest in one.secure_boot_keys]
     rows += [("slot", f"{slot.name}{_at(slot.offset)}, {slot.size} bytes") for slot in one.slots]
     for name, value in rows:
         echo(f"{name:<18} {value}")

@@ -40,6 +40,18 @@ def up(
     tls_key: Path | None = typer.Option(None, "--tls-key", help="Its key (PEM, PKCS#8)."),
     database: str | None = typer.Option(None, "--database", metavar="URL", help="SQLAlchemy URL. [SQLite in DATA]"),
     max_artifact_mib: float | None = typer.Option(None, "--max-artifact-mib", help="Largest upload, MiB. [256]"),
+    trusted_proxy: list[str] | None = typer.Option(
+        None, "--trusted-proxy", metavar="ADDR", help="Believe X-Forwarded-* of this proxy; repeatable."
+    ),
+    proxy_client_cert: list[str] | None = typer.Option(
+        None, "--proxy-client-cert", metavar="ADDR", help="Believe this proxy's X-Controller-Id too; repeatable."
+    ),
+    proxy_authority: list[str] | None = typer.Option(
+        None, "--proxy-authority", metavar="[TENANT=]HASH", help="Issuer of device certificates; repeatable."
+    ),
+    proxy_device_type: str | None = typer.Option(
+        None, "--proxy-device-type", metavar="T", help="What unknown devices with such a certificate become."
+    ),
     stop_grace_s: float | None = typer.Option(None, "--stop-grace-s", help="Seconds to finish responses in. [30]"),
     as_json: bool = typer.Option(False, "--json", help="One JSON line on stdout when ready."),
     log_json: bool = typer.Option(False, "--log-json", help="Log as JSON lines."),
@@ -55,6 +67,10 @@ def up(
         "tls_key": tls_key,
         "database": database,
         "max_artifact_mib": max_artifact_mib,
+        "trusted_proxy": trusted_proxy or None,
+        "proxy_client_cert": proxy_client_cert or None,
+        "proxy_authority": proxy_authority or None,
+        "proxy_device_type": proxy_device_type,
         "stop_grace_s": stop_grace_s,
     }
     try:

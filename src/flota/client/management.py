@@ -29,12 +29,15 @@ from flota.client.schemas import (
     ExecutionEvent,
     ExecutionEventPage,
     ExecutionPage,
+    GatewayToken,
+    GatewayTokenPage,
     ImportAnswer,
     ImportedDevice,
     Release,
     ReleasePage,
     Rollout,
     RolloutPage,
+    ViamLinks,
     WhoAmI,
 )
 from flota.errors import InvalidInput, NotFound, PeerError
@@ -139,8 +142,16 @@ class ManagementClient:
         signature_threshold: int = 1,
         poll_interval_s: int = 300,
         description: str = "",
+        confirm: bool = False,
+        maintenance: str | None = None,
+        download_ahead: bool = False,
+        bootloader_idf_version: str | None = None,
+        secure_boot_keys: Sequence[str] = (),
     ) -> DeviceType:
-        """Declare a product. `signers` are public keys in PEM; `partition_csv` is the text of an ESP-IDF table."""
+        """Declare a product. `signers` are public keys in PEM; `partition_csv` is the text of an ESP-IDF table.
+
+        `secure_boot_keys` are the digests (hex) of the Secure Boot v2 keys that its devices trust.
+        """
         body = {
             "name": name,
             "board": board,
@@ -152,6 +163,11 @@ class ManagementClient:
             "signature_threshold": signature_threshold,
             "poll_interval_s": poll_interval_s,
             "description": description,
+            "confirm": confirm,
+            "maintenance": maintenance,
+            "download_ahead": download_ahead,
+            "bootloader_idf_version": bootloader_idf_version,
+            "secure_boot_keys": list(secure_boot_keys),
         }
         return self._ask("POST", "/types", DeviceType, json=body)
 
@@ -174,6 +190,30 @@ class ManagementClient:
             "POST", f"/types/{_segment(type_name)}/unknown-devices", DeviceType, json={"unknown_devices": policy}
         )
 
+    def set_boot_facts(
+        self,
+        type_name: str,
+        *,
+        bootloader_idf_version: str | msgspec.UnsetType | None = msgspec.UNSET,
+        secure_boot_keys: Sequence[str] | msgspec.UnsetType = msgspec.UNSET,
+    ) -> DeviceType:
+        """Say what a type's devices boot with; what is left out stays, None and an empty list clear a fact."""
+        facts = {"bootloader_idf_version": bootloader_idf_version, "secure_boot_keys": secure_boot_keys}
+        body = {name: value for name, value in facts.items() if value is not msgspec.UNSET}
+        return self._ask("POST", f"/types/{_segment(type_name)}/boot-facts", DeviceType, json=body)
+
+    def set_update_rules(
+        self,
+        type_name: str,
+        *,
+        confirm: bool | None = None,
+        maintenance: str | None = None,
+        download_ahead: bool | None = None,
+    ) -> DeviceType:
+        """Change how a type's devices take updates; None leaves a rule, `none` as `maintenance` means at any time."""
+        body = {"confirm": confirm, "maintenance": maintenance, "download_ahead": download_ahead}
+        return self._ask("POST", f"/types/{_segment(type_name)}/update-rules", DeviceType, json=body)
+
     # releases
 
     def create_release(
@@ -185,10 +225,13 @@ class ManagementClient:
         notes: str = "",
         expires_at: datetime | None = None,
         filename: str | None = None,
+        sbom_sha256: str | None = None,
+        sbom_filename: str | None = None,
     ) -> Release:
         """Record a draft for a stored artifact; raises `Refused` with reasons if it does not fit the type's board.
 
         `filename` is what devices are told the file is called; None takes the name of the bytes' first upload.
+        `sbom_sha256` is that of an uploaded SBOM (CycloneDX or SPDX as JSON), which goes with the release.
         """
         body = {
             "type": type_name,
@@ -197,6 +240,7 @@ class ManagementClient:
             "notes": notes,
             "expires_at": expires_at.isoformat() if expires_at else None,
             "filename": filename,
+            "sbom": {"artifact": sbom_sha256, "filename": sbom_filename} if sbom_sha256 else None,
         }
         return self._ask("POST", "/releases", Release, json=body)
 
@@ -211,6 +255,15 @@ class ManagementClient:
     def manifest(self, reference: int | str) -> bytes:
         """Return the exact bytes that are to be signed (docs/reference/manifest.md)."""
         return self._send("GET", f"/releases/{_segment(str(reference))}/manifest").content
+
+    def set_sbom(self, reference: int | str, sbom_sha256: str, *, filename: str | None = None) -> Release:
+        """Give a draft an uploaded SBOM, or another one; raises `Conflict` once the release is signed."""
+        body = {"artifact": sbom_sha256, "filename": filename}
+        return self._ask("PUT", f"/releases/{_segment(str(reference))}/sbom", Release, json=body)
+
+    def sbom(self, reference: int | str) -> bytes:
+        """Return a release's SBOM as it was uploaded; raises `NotFound` if it has none."""
+        return self._send("GET", f"/releases/{_segment(str(reference))}/sbom").content
 
     def add_signature(self, reference: int | str, key_id: str, algorithm: str, signature: str) -> Release:
         """Hand in a signature (base64) over the manifest; the server checks it against the type's signers."""
@@ -287,9 +340,13 @@ class ManagementClient:
         """Keep a device out."""
         return self._ask("POST", f"/devices/{_segment(name)}/refuse", Device, json={})
 
-    def new_device_token(self, name: str, *, token: str | None = None) -> str:
-        """Replace a device's token and return the new one; the old one stops working at once."""
-        answer = self._ask("POST", f"/devices/{_segment(name)}/token", Device, json={"token": token})
+    def new_device_token(self, name: str, *, token: str | None = None, overlap_s: int = 0) -> str:
+        """Replace a device's token and return the new one.
+
+        The old one stops working at once, or `overlap_s` seconds from now, or when the device has used the new one.
+        """
+        body = {"token": token, "overlap_s": overlap_s}
+        answer = self._ask("POST", f"/devices/{_segment(name)}/token", Device, json=body)
         if answer.token is None:
             raise PeerError("the server's answer has no token")
         return answer.token
@@ -316,6 +373,10 @@ class ManagementClient:
         silence_limit_s: int | None = None,
         attempts: int | None = None,
         count_inferred: bool | None = None,
+        urgency: str = "forced",
+        forced_at: datetime | None = None,
+        confirm: bool | None = None,
+        maintenance: str | None = None,
     ) -> Rollout:
         """Offer a published release to the named devices, or to those that `select` picks now.
 
@@ -329,9 +390,43 @@ class ManagementClient:
             "waves": waves,
             "abort_after_failures": abort_after,
         }
-        limits = {"silence_limit_s": silence_limit_s, "attempts": attempts, "count_inferred": count_inferred}
+        limits = {
+            "silence_limit_s": silence_limit_s,
+            "attempts": attempts,
+            "count_inferred": count_inferred,
+            "urgency": urgency if urgency != "forced" else None,
+            "forced_at": forced_at.isoformat() if forced_at else None,
+            "confirm": confirm,
+            "maintenance": maintenance,
+        }
         body.update({key: value for key, value in limits.items() if value is not None})
         return self._ask("POST", "/rollouts", Rollout, json=body)
+
+    def viam_links(
+        self,
+        release: int | str | None = None,
+        *,
+        device: str | None = None,
+        rollout: int | str | None = None,
+        base_url: str | None = None,
+    ) -> ViamLinks:
+        """Return the service configuration of micro-RDK devices.
+
+        With `device`, of that device; with `rollout`, of every device with an open execution in it; with neither, a
+        shared one. `base_url` is the address that devices shall use, else the server chooses.
+        """
+        body = {
+            "release": None if release is None else str(release),
+            "device": device,
+            "rollout": None if rollout is None else str(rollout),
+            "base_url": base_url,
+        }
+        return self._ask("POST", "/viam/links", ViamLinks, json=body)
+
+    def add_evidence(self, execution_id: int, *, last_online_at: datetime, source: str) -> Execution:
+        """Say when another system last heard of a device; its inferred success becomes a reported one."""
+        body = {"last_online_at": last_online_at.isoformat(), "source": source}
+        return self._ask("POST", f"/executions/{execution_id}/evidence", Execution, json=body)
 
     def list_rollouts(self, *, open_only: bool = False) -> list[Rollout]:
         """Return rollouts, oldest first."""
@@ -403,9 +498,42 @@ class ManagementClient:
         """Return the tenant's tokens, revoked ones included."""
         return self._ask("GET", "/tokens", AccessTokenPage).items
 
-    def create_token(self, name: str, role: str) -> AccessToken:
+    def create_token(self, name: str, role: str, *, expires_at: datetime | None = None) -> AccessToken:
         """Make a token; its `secret` is shown this once."""
-        return self._ask("POST", "/tokens", AccessToken, json={"name": name, "role": role})
+        body = {"name": name, "role": role, "expires_at": expires_at.isoformat() if expires_at else None}
+        return self._ask("POST", "/tokens", AccessToken, json=body)
+
+    def list_gateway_tokens(self) -> list[GatewayToken]:
+        """Return the tenant's gateway tokens, revoked ones included."""
+        return self._ask("GET", "/gateway-tokens", GatewayTokenPage).items
+
+    def create_gateway_token(
+        self,
+        name: str,
+        *,
+        devices: Sequence[str] | None = None,
+        select: str | None = None,
+        all_devices: bool = False,
+        type_name: str | None = None,
+        expires_at: datetime | None = None,
+    ) -> GatewayToken:
+        """Make a gateway's token for named devices, those that `select` picks at any moment, or all of them.
+
+        `type_name` is what devices become that nobody has registered. The `secret` is shown this once.
+        """
+        body = {
+            "name": name,
+            "devices": list(devices) if devices is not None else None,
+            "select": select,
+            "all_devices": all_devices,
+            "type": type_name,
+            "expires_at": expires_at.isoformat() if expires_at else None,
+        }
+        return self._ask("POST", "/gateway-tokens", GatewayToken, json=body)
+
+    def revoke_gateway_token(self, token_id: int) -> None:
+        """Make a gateway's token useless from now on."""
+        self._send("DELETE", f"/gateway-tokens/{token_id}")
 
     def revoke_token(self, token_id: int) -> None:
         """Make a token useless from now on."""

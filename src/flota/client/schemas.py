@@ -10,6 +10,7 @@ import msgspec
 FINAL_ROLLOUT_STATES: Final = frozenset({"succeeded", "finished-with-failures", "aborted", "canceled"})
 """States in which a rollout stays for ever."""
 
+SBOM_FORMATS: Final = {"cyclonedx": "CycloneDX", "spdx": "SPDX"}
 OPEN_EXECUTION_STATES: Final = frozenset({"QUEUED", "IN_PROGRESS"})
 
 
@@ -63,6 +64,13 @@ class DeviceType(Answer, frozen=True, kw_only=True):
     partition_csv: str | None
     slots: list[Slot]
     builtin: bool
+    confirm: bool = False
+    maintenance: str | None = None
+    download_ahead: bool = False
+    bootloader_idf_version: str | None = None
+    """ESP-IDF version of the boot loader that its devices have; None: not known."""
+    secure_boot_keys: list[str] = []
+    """Digests (hex) of the Secure Boot v2 keys that its devices trust."""
 
 
 class Artifact(Answer, frozen=True, kw_only=True):
@@ -89,6 +97,22 @@ class Signature(Answer, frozen=True, kw_only=True):
     signature: str
 
 
+class Sbom(Answer, frozen=True, kw_only=True):
+    """A release's software bill of materials. `format` is `cyclonedx` or `spdx`; the SHA-256 is of the file itself."""
+
+    format: str
+    spec_version: str
+    component_count: int
+    sha256: str
+    size: int
+    filename: str
+
+    @property
+    def title(self) -> str:
+        """The format and its version as people write them."""
+        return f"{SBOM_FORMATS.get(self.format, self.format)} {self.spec_version}"
+
+
 class Release(Answer, frozen=True, kw_only=True):
     """A release. `state` is `draft`, `signed`, `published` or `withdrawn`; `filename` is what devices are told."""
 
@@ -106,6 +130,15 @@ class Release(Answer, frozen=True, kw_only=True):
     expires_at: datetime | None
     notes: str
     warnings: list[str]
+    sbom: Sbom | None = None
+
+
+class IdentityConflict(Answer, frozen=True, kw_only=True):
+    """Two devices seem to use one identity: `trait` went back and forth between the values `seen`."""
+
+    trait: str
+    seen: list[str]
+    at: datetime
 
 
 class Device(Answer, frozen=True, kw_only=True):
@@ -127,6 +160,11 @@ class Device(Answer, frozen=True, kw_only=True):
     created_at: datetime | None
     token: str | None = None
     """Only in the answer that created it: it is not stored and cannot be shown again."""
+    auto_confirm: bool = False
+    identity_conflict: IdentityConflict | None = None
+    flags: list[str] = []
+    """What an operator should look at, e.g. that it asks for its update again and again; only when it is asked for
+    alone."""
 
 
 class ImportedDevice(Answer, frozen=True, kw_only=True):
@@ -143,6 +181,10 @@ class RolloutPolicy(Answer, frozen=True, kw_only=True):
     silence_limit_s: int
     attempts: int
     count_inferred: bool
+    urgency: str = "forced"
+    forced_at: datetime | None = None
+    confirm: bool | None = None
+    maintenance: str | None = None
 
 
 class Wave(Answer, frozen=True, kw_only=True):
@@ -232,6 +274,26 @@ class AuditEntry(Answer, frozen=True, kw_only=True):
     digest: str
 
 
+class ViamLink(Answer, frozen=True, kw_only=True):
+    """A service configuration of micro-RDK. `device` is None for a shared one: no device's progress can be told."""
+
+    device: str | None
+    labels: dict[str, str]
+    execution: int | None
+    rollout: str | None
+    url: str
+    version: str
+    per_device_status: bool
+    service: dict[str, Any]
+
+
+class ViamLinks(Answer, frozen=True, kw_only=True):
+    """Service configurations, and what to know about them."""
+
+    items: list[ViamLink]
+    warnings: list[str]
+
+
 class AccessToken(Answer, frozen=True, kw_only=True):
     """A management token. `secret` is only in the answer that created it."""
 
@@ -239,6 +301,22 @@ class AccessToken(Answer, frozen=True, kw_only=True):
     name: str
     role: str
     created_at: datetime
+    revoked_at: datetime | None
+    expires_at: datetime | None = None
+    secret: str | None = None
+
+
+class GatewayToken(Answer, frozen=True, kw_only=True):
+    """A gateway's token: for `device_count` named devices, a selector's, or all. `secret` only where it was made."""
+
+    id: int
+    name: str
+    device_count: int
+    selector: str | None
+    all_devices: bool
+    type: str | None
+    created_at: datetime
+    expires_at: datetime | None
     revoked_at: datetime | None
     secret: str | None = None
 
@@ -298,3 +376,9 @@ class AccessTokenPage(Answer, frozen=True, kw_only=True):
     """A listing of tokens."""
 
     items: list[AccessToken]
+
+
+class GatewayTokenPage(Answer, frozen=True, kw_only=True):
+    """A listing of gateway tokens."""
+
+    items: list[GatewayToken]

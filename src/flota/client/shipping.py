@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from flota.client.management import ManagementClient, Progress
-from flota.client.schemas import Artifact, DeviceType, Release, Rollout
+from flota.client.schemas import Artifact, DeviceType, Release, Rollout, Sbom
 from flota.client.shipped_before import Selection, rollout_to_reuse
 from flota.digests import DigestAccumulator, FileDigests
 from flota.errors import Conflict, InvalidInput, Refused
+from flota.images.sbom import SBOM_MAX_BYTES, parse_sbom
 from flota.trust.manifest import Manifest, parse_manifest
 from flota.trust.signatures import Signature
 
@@ -62,6 +63,26 @@ class Shipment:
     abort_after: int = 1
     notes: str = ""
     trust_key: bool = False
+    sbom: Path | None = None
+
+
+def read_sbom_file(path: Path) -> bytes:
+    """Return an SBOM's bytes, seen to be one before anything goes to a server.
+
+    Raises `InvalidInput` if it cannot be read, and as `images.sbom.parse_sbom`.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(SBOM_MAX_BYTES + 1)
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}", found=error.strerror or str(error)) from error
+    parse_sbom(data)
+    return data
+
+
+def describe_sbom(sbom: Sbom) -> str:
+    """Return the line that tells which SBOM a release has."""
+    return f"sbom       {sbom.title}, {sbom.component_count} components, {sbom.sha256[:16]}…"
 
 
 def digests_of_file(path: Path) -> FileDigests:
@@ -89,6 +110,7 @@ def ship(
     Raises `Refused` (the image does not fit, the key is not trusted, signatures are missing) and what the server says.
     """
     digests = digests_of_file(shipment.path)
+    sbom = read_sbom_file(shipment.sbom) if shipment.sbom is not None else None
     ensure_trusted(client, client.device_type(shipment.type_name), signer, add=shipment.trust_key, say=say)
     artifact = client.upload_artifact(shipment.path, progress=progress)
     say(describe_upload(artifact))
@@ -100,6 +122,8 @@ def ship(
             hint="Did the file change while it was sent? Run the command again.",
         )
     release = _draft(client, shipment, artifact, say)
+    if sbom is not None and shipment.sbom is not None:
+        release = _attach_sbom(client, release, sbom, shipment.sbom.name, say)
     if release.state == "draft":
         release = sign_release(client, release, signer, digests=digests, say=say)
     if release.state == "draft":
@@ -153,6 +177,16 @@ def _draft(client: ManagementClient, shipment: Shipment, artifact: Artifact, say
         say(f"release    {release.id}, {release.type} {release.version}, sequence {release.sequence}, draft")
     for warning in release.warnings:
         say(f"warning    {warning}")
+    return release
+
+
+def _attach_sbom(client: ManagementClient, release: Release, sbom: bytes, filename: str, say: Say) -> Release:
+    """Return the release with this SBOM; an earlier try may have given it the same one already."""
+    stored = client.upload_bytes(sbom, filename)
+    if release.sbom is None or release.sbom.sha256 != stored.sha256:
+        release = client.set_sbom(release.id, stored.sha256, filename=filename)
+    if release.sbom is not None:
+        say(describe_sbom(release.sbom))
     return release
 
 

@@ -51,6 +51,34 @@ class DeviceType:
     """How many different signers a release needs before it can be published."""
     poll_interval_s: int = 300
     description: str = ""
+    confirm: bool = False
+    """Whether a device is asked before it is told to update (DDI; docs/reference/hawkbit-ddi.md)."""
+    maintenance: str | None = None
+    """When devices may install, as `flota.fleet.maintenance_windows` reads it; None: at any time."""
+    download_ahead: bool = False
+    """Whether a device may download while its maintenance window is closed."""
+    bootloader_idf_version: str | None = None
+    """ESP-IDF version of the boot loader that its devices have; None: not known."""
+    secure_boot_keys: tuple[str, ...] = ()
+    """Digests (hex) of the Secure Boot v2 keys in its devices' efuses; none: they start unsigned images."""
+
+
+@dataclass(frozen=True, slots=True)
+class AutoConfirmation:
+    """A device agrees to every update by itself since `activated_at`; who said so and why, in its own cleaned words."""
+
+    activated_at: datetime
+    initiator: str = ""
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityConflict:
+    """Two devices seem to use one identity: `trait` was seen to go back and forth between the values `seen`."""
+
+    trait: str
+    seen: tuple[str, ...]
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +106,5 @@ class Device:
     created_at: datetime | None = None
     attributes_requested: bool = True
     """DDI: whether the `configData` link is shown."""
+    auto_confirm: AutoConfirmation | None = None
+    identity_conflict: IdentityConflict | None = None

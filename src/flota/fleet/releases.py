@@ -54,6 +54,21 @@ class ReleaseSignature:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseSbom:
+    """A release's software bill of materials: stored bytes of their own, and what they say about themselves.
+
+    `format` and `spec_version` are as in `images.sbom.Sbom`. It is not part of what is signed.
+    """
+
+    sha256: str
+    size: int
+    filename: str
+    format: str
+    spec_version: str
+    component_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """A statement: this artifact, this version, this device type, this sequence number, until this date.
 
@@ -74,3 +89,13 @@ class Release:
     expires_at: datetime | None
     notes: str = ""
     warnings: tuple[str, ...] = ()
+    sbom: ReleaseSbom | None = None
+
+    def as_running(self) -> dict[str, str]:
+        """Return `version`, `hash` and `md5` of a device that runs this release, as a sighting has them."""
+        artifact = self.artifact
+        return {
+            "version": self.version,
+            "hash": artifact.validation_hash or artifact.digests.sha256,
+            "md5": artifact.digests.md5,
+        }

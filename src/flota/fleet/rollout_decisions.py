@@ -2,6 +2,7 @@
 
 The rules, in the order in which they are asked:
 
+0. A silent device whose quiet time is over has SUCCEEDED by inference (`inferences`); the rest is decided afterwards.
 1. A device at work that is silent for `silence_limit_s` has TIMED_OUT; one that was asked to stop is CANCELED instead.
 2. A rollout that has ended decides nothing more.
 3. At `abort_after_failures` failures the rollout is ABORTED.
@@ -29,6 +30,7 @@ from flota.fleet.executions import (
     ExecutionState,
     apply_change,
 )
+from flota.fleet.inferences import awaits_silence, conclude_from_silence
 from flota.fleet.rollouts import OPEN_ROLLOUT_STATES, Rollout, RolloutPolicy, RolloutState, Wave, WaveState
 
 
@@ -74,12 +76,18 @@ def decide(
     now: datetime,
     last_seen: Mapping[int, datetime],
     release_expires_at: datetime | None = None,
+    watching_since: datetime | None = None,
 ) -> list[Effect]:
     """Return what to do now, in order; nothing if there is nothing to do.
+
+    `watching_since` is when the asking process began: silence counts from then on.
 
     `executions` must hold the rollout's IN_PROGRESS and unsuccessful ones; how many are QUEUED or SUCCEEDED is read
     from the waves' counts. `last_seen` is by device id; a device that is missing was never heard.
     """
+    conclusions = _conclusions(executions, now=now, watching_since=watching_since or rollout.created_at)
+    if conclusions:
+        return list(conclusions)  # the waves' counts are those from before
     time_outs = _time_outs(rollout.policy, executions, now=now, last_seen=last_seen)
     effects: list[Effect] = list(time_outs)
     if rollout.state not in OPEN_ROLLOUT_STATES:
@@ -102,13 +110,18 @@ def counts_as_failure(execution: Execution, policy: RolloutPolicy) -> bool:
     return execution.state in UNSUCCESSFUL_STATES and (policy.count_inferred or execution.basis is not Basis.INFERRED)
 
 
+def _conclusions(executions: Sequence[Execution], *, now: datetime, watching_since: datetime) -> list[ChangeExecution]:
+    ends = ((one, conclude_from_silence(one, since=watching_since, now=now)) for one in executions)
+    return [ChangeExecution(one.id, one.version, end) for one, end in ends if end is not None]
+
+
 def _time_outs(
     policy: RolloutPolicy, executions: Sequence[Execution], *, now: datetime, last_seen: Mapping[int, datetime]
 ) -> list[ChangeExecution]:
     limit = timedelta(seconds=policy.silence_limit_s)
     effects = []
     for execution in executions:
-        if execution.state is not ExecutionState.IN_PROGRESS:
+        if execution.state is not ExecutionState.IN_PROGRESS or awaits_silence(execution):
             continue
         last_sign = max(execution.changed_at, last_seen.get(execution.device_id, execution.changed_at))
         if now - last_sign >= limit:

@@ -11,6 +11,7 @@ from typing import Final
 
 from flota.errors import InvalidInput
 from flota.fleet.executions import ExecutionState
+from flota.fleet.update_rules import Urgency, check_rules
 
 
 class RolloutState(enum.StrEnum):
@@ -68,22 +69,32 @@ WAVE_TRANSITIONS: Final[Mapping[WaveState, frozenset[WaveState]]] = {
 
 @dataclass(frozen=True, slots=True)
 class RolloutPolicy:
-    """Limits of a rollout.
+    """Limits of a rollout, and how its devices are to take it.
 
     `abort_after_failures`: the rollout aborts when this many executions ended FAILED, TIMED_OUT or REJECTED.
     `silence_limit_s`: an IN_PROGRESS execution without a sign of its device for this many seconds is TIMED_OUT.
     `attempts`: complete deliveries to one device before "still runs the old image" means FAILED (routes without
     reports).
     `count_inferred`: whether outcomes with basis `inferred` count towards thresholds.
+    `urgency`, `forced_at`: `flota.fleet.update_rules`. `confirm`, `maintenance`: None takes the type's; `none` as
+    `maintenance` means at any time.
     """
 
     abort_after_failures: int = 1
     silence_limit_s: int = 3600
     attempts: int = 1
     count_inferred: bool = False
+    urgency: Urgency = Urgency.FORCED
+    forced_at: datetime | None = None
+    confirm: bool | None = None
+    maintenance: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise `InvalidInput` for a limit below 1: a rollout that aborts before it starts, or never waits."""
+        """Raise `InvalidInput` for a limit below 1: a rollout that aborts before it starts, or never waits.
+
+        And for an urgency without its time, or a maintenance window that cannot be read.
+        """
+        check_rules(urgency=self.urgency, forced_at=self.forced_at, maintenance=self.maintenance)
         for name in ("abort_after_failures", "silence_limit_s", "attempts"):
             if getattr(self, name) < 1:
                 raise InvalidInput(

@@ -8,7 +8,7 @@ What each method returns and raises stands with its implementation in `flota.sto
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,9 +16,18 @@ from typing import Protocol
 
 from flota.boards.model import VersionFrom
 from flota.fleet.audit import AuditEntry
-from flota.fleet.devices import Device, DeviceState, DeviceType, TrustedSigner, UnknownDevices
+from flota.fleet.changes import Changes
+from flota.fleet.devices import (
+    AutoConfirmation,
+    Device,
+    DeviceState,
+    DeviceType,
+    IdentityConflict,
+    TrustedSigner,
+    UnknownDevices,
+)
 from flota.fleet.executions import Execution, ExecutionChange, ExecutionState
-from flota.fleet.releases import Artifact, Release, ReleaseSignature, ReleaseState
+from flota.fleet.releases import Artifact, Release, ReleaseSbom, ReleaseSignature, ReleaseState
 from flota.fleet.rollouts import Rollout, RolloutPolicy, RolloutState, WaveState
 from flota.fleet.scope import Role, Scope, Tenant
 
@@ -38,6 +47,11 @@ class NewDeviceType:
     signature_threshold: int = 1
     poll_interval_s: int = 300
     description: str = ""
+    confirm: bool = False
+    maintenance: str | None = None
+    download_ahead: bool = False
+    bootloader_idf_version: str | None = None
+    secure_boot_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +64,55 @@ class NewDevice:
     token_sha256: str | None = None
     mac: str | None = None
     labels: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCredentials:
+    """The hex SHA-256 of a device's token, and of the one before, which counts too until `previous_until`."""
+
+    token_sha256: str | None
+    previous_sha256: str | None = None
+    previous_until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDevice:
+    """A device, and what it may show to be let in."""
+
+    device: Device
+    credentials: DeviceCredentials
+
+
+@dataclass(frozen=True, slots=True)
+class NewGatewayToken:
+    """A token that stands for several devices: those named, or those that `selector` picks at the moment, or all.
+
+    `type_name` is what devices become that nobody has registered, by that type's policy; None turns them away.
+    """
+
+    name: str
+    secret_sha256: str
+    device_names: tuple[str, ...] | None = None
+    selector: str | None = None
+    all_devices: bool = False
+    type_name: str | None = None
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayToken:
+    """A gateway's token; the secret itself is shown once and never stored. `device_count` counts the names it lists."""
+
+    id: int
+    tenant_id: int
+    name: str
+    created_at: datetime
+    device_count: int = 0
+    selector: str | None = None
+    all_devices: bool = False
+    type_name: str | None = None
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +144,7 @@ class DeviceFilter:
 class NewRelease:
     """The sequence number is given (from `next_sequence` in the same transaction) because the manifest contains it.
 
-    `filename` is what devices are told; None takes the artifact's.
+    `filename` is what devices are told; None takes the artifact's. The bytes of `sbom` are an artifact too.
     """
 
     type_name: str
@@ -93,6 +156,7 @@ class NewRelease:
     notes: str = ""
     warnings: tuple[str, ...] = ()
     filename: str | None = None
+    sbom: ReleaseSbom | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +180,7 @@ class AccessToken:
     role: Role
     created_at: datetime
     revoked_at: datetime | None = None
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +202,26 @@ class Transaction(Protocol):
     async def tenant_by_name(self, name: str) -> Tenant: ...
     async def add_tenant(self, name: str, *, now: datetime) -> Tenant: ...
     async def add_access_token(
-        self, scope: Scope, name: str, role: Role, secret_sha256: str, *, now: datetime
+        self,
+        scope: Scope,
+        name: str,
+        role: Role,
+        secret_sha256: str,
+        *,
+        now: datetime,
+        expires_at: datetime | None = None,
     ) -> AccessToken: ...
     async def access_token_by_digest(self, secret_sha256: str) -> AccessToken | None: ...
     async def list_access_tokens(self, scope: Scope) -> Sequence[AccessToken]: ...
     async def revoke_access_token(self, scope: Scope, token_id: int, *, now: datetime) -> None: ...
+
+    # gateway tokens
+    async def add_gateway_token(self, scope: Scope, new: NewGatewayToken, *, now: datetime) -> GatewayToken: ...
+    async def gateway_token_by_digest(self, scope: Scope, secret_sha256: str) -> GatewayToken | None: ...
+    async def gateway_token_lists(self, scope: Scope, token_id: int, device_name: str) -> bool: ...
+    async def gateway_token_devices(self, scope: Scope, token_id: int) -> Sequence[str]: ...
+    async def list_gateway_tokens(self, scope: Scope) -> Sequence[GatewayToken]: ...
+    async def revoke_gateway_token(self, scope: Scope, token_id: int, *, now: datetime) -> None: ...
 
     # device types
     async def add_device_type(self, scope: Scope, new: NewDeviceType, *, now: datetime) -> DeviceType: ...
@@ -153,6 +233,25 @@ class Transaction(Protocol):
     async def set_unknown_devices(
         self, scope: Scope, type_name: str, policy: UnknownDevices, *, now: datetime
     ) -> DeviceType: ...
+    async def set_update_rules(
+        self,
+        scope: Scope,
+        type_name: str,
+        *,
+        confirm: bool | None = None,
+        maintenance: str | None = None,
+        download_ahead: bool | None = None,
+        now: datetime,
+    ) -> DeviceType: ...
+    async def set_boot_facts(
+        self,
+        scope: Scope,
+        type_name: str,
+        *,
+        bootloader_idf_version: str | None,
+        secure_boot_keys: tuple[str, ...],
+        now: datetime,
+    ) -> DeviceType: ...
 
     # devices
     async def add_device(self, scope: Scope, new: NewDevice, *, now: datetime) -> Device: ...
@@ -162,12 +261,21 @@ class Transaction(Protocol):
     async def device_by_id(self, scope: Scope, device_id: int) -> Device: ...
     async def find_device_by_mac(self, scope: Scope, mac: str) -> Device | None: ...
     async def device_token_sha256(self, scope: Scope, name: str) -> str | None: ...
+    async def known_devices(self, scope: Scope, names: Sequence[str]) -> Mapping[str, KnownDevice]: ...
+    async def device_credentials(self, scope: Scope, name: str) -> DeviceCredentials: ...
     async def list_devices(
         self, scope: Scope, condition: DeviceFilter, *, after_id: int = 0, limit: int = 1000
     ) -> Sequence[Device]: ...
     async def count_devices(self, scope: Scope, condition: DeviceFilter) -> int: ...
     async def set_device_state(self, scope: Scope, name: str, state: DeviceState, *, now: datetime) -> Device: ...
-    async def set_device_token(self, scope: Scope, name: str, token_sha256: str, *, now: datetime) -> None: ...
+    async def set_device_token(
+        self, scope: Scope, name: str, token_sha256: str, *, now: datetime, previous_until: datetime | None = None
+    ) -> None: ...
+    async def forget_previous_token(self, scope: Scope, name: str, *, now: datetime) -> None: ...
+    async def set_auto_confirm(
+        self, scope: Scope, device_id: int, activation: AutoConfirmation | None, *, now: datetime
+    ) -> None: ...
+    async def note_identity_conflict(self, scope: Scope, device_id: int, conflict: IdentityConflict) -> None: ...
     async def set_device_labels(
         self, scope: Scope, name: str, labels: Mapping[str, str], *, now: datetime
     ) -> Device: ...
@@ -197,6 +305,7 @@ class Transaction(Protocol):
     async def add_signature(
         self, scope: Scope, release_id: int, signature: ReleaseSignature, *, now: datetime
     ) -> Release: ...
+    async def set_release_sbom(self, scope: Scope, release_id: int, sbom: ReleaseSbom, *, now: datetime) -> Release: ...
     async def set_release_state(
         self, scope: Scope, release_id: int, state: ReleaseState, *, now: datetime, reason: str = ""
     ) -> Release: ...
@@ -226,9 +335,14 @@ class Transaction(Protocol):
         limit: int = 10_000,
     ) -> Sequence[Execution]: ...
     async def next_execution(self, scope: Scope, device_id: int) -> Execution | None: ...
+    async def next_executions(self, scope: Scope, device_ids: Sequence[int]) -> Mapping[int, Execution]: ...
+    async def latest_executions(
+        self, scope: Scope, device_ids: Sequence[int], state: ExecutionState, *, without_detail: str
+    ) -> Mapping[int, Execution]: ...
     async def change_execution(
         self, scope: Scope, execution_id: int, expected_version: int, change: ExecutionChange, *, now: datetime
     ) -> Execution: ...
+    async def amend_execution(self, scope: Scope, after: Execution, message: str) -> Execution: ...
     async def execution_events(self, scope: Scope, execution_id: int) -> Sequence[ExecutionEvent]: ...
 
     # audit
@@ -248,6 +362,10 @@ class Storage(Protocol):
 
     def reading(self) -> AbstractAsyncContextManager[Transaction]:
         """Read only; never waits for a writer."""
+        ...
+
+    def on_change(self, callback: Callable[[Changes], None]) -> None:
+        """Call `callback` with whom it concerns after each commit of this process, before its writer goes on."""
         ...
 
     async def list_tenants(self) -> Sequence[Tenant]: ...

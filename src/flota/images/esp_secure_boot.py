@@ -248,6 +248,11 @@ def public_key_digest(pem: str | bytes) -> str:
     text = pem.encode("utf-8", "replace") if isinstance(pem, str) else pem
     if len(text) > _KEY_MAX_BYTES:
         raise BadPublicKey("the key is too long", expected=f"at most {_KEY_MAX_BYTES} bytes", found=len(text))
+    if b"PRIVATE KEY" in text:
+        raise BadPublicKey(
+            "this is a private key, a public one is needed",
+            hint="`flota key show FILE --public` prints the public half.",
+        )
     try:
         key = serialization.load_pem_public_key(text)
     except (ValueError, UnsupportedAlgorithm):

@@ -28,6 +28,9 @@ BAD_VERSION: Final = "3.0.0"
 FIRST_VERSION: Final = "1.0.0"
 SENSOR: Final = "sensor"
 EDGE_BOX: Final = "edge-box"
+ROVER: Final = "rover"
+TYPES: Final = {SENSOR: "esp32-c3", EDGE_BOX: "generic-linux", ROVER: "esp32"}
+"""Device type -> board."""
 IMAGE_BYTES: Final = 1 << 20
 """At least 1 MiB, so that there is a middle to interrupt."""
 
@@ -40,6 +43,10 @@ SPEED: Final = 10.0
 POLL_INTERVAL_S: Final = 10.0
 """Device time; with `SPEED` that is one look a second."""
 
+QUIET_S: Final = 8.0
+"""How long a micro-RDK must not ask again before its update counts as a success: at `SPEED` it erases, writes and
+starts in about five seconds, and a failed one asks again a second later."""
+
 DEVICES: Final = (
     *(
         FleetDevice(f"sensor-http-{i}", "esp32-c3", SENSOR, "http-update", f"02:F1:07:00:01:{i:02X}")
@@ -47,6 +54,7 @@ DEVICES: Final = (
     ),
     *(FleetDevice(f"sensor-ddi-{i}", "esp32-c3", SENSOR, "ddi", f"02:F1:07:00:02:{i:02X}") for i in range(1, 5)),
     *(FleetDevice(f"edge-box-{i}", "generic-linux", EDGE_BOX, "ddi", f"02:F1:07:00:03:{i:02X}") for i in range(1, 3)),
+    *(FleetDevice(f"rover-{i}", "esp32", ROVER, "viam", f"02:F1:07:00:04:{i:02X}") for i in range(1, 5)),
 )
 FIRST_WAVE: Final = ("sensor-http-1", "sensor-ddi-1")
 """The two devices that try version 3: one of each route."""
@@ -113,7 +121,9 @@ class Demo:
     @contextmanager
     def server(self) -> Iterator[LocalServer]:
         """Run the demo's server."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        data = self.directory / "server"
+        data.mkdir(parents=True, exist_ok=True)
+        (data / "flota.toml").write_text(f"viam_quiet_s = {QUIET_S * SPEED / self.speed}\n")
         server = LocalServer(self.directory / "server")
         server.start()
         try:
@@ -143,13 +153,13 @@ class Demo:
         (self.directory / "release.pem").touch(mode=0o600)
         (self.directory / "release.pem").write_bytes(key.to_pem())
         signers = [key.public_pem]
-        client.add_type(SENSOR, "esp32-c3", signers=signers, poll_interval_s=int(POLL_INTERVAL_S), description="demo")
-        client.add_type(EDGE_BOX, "generic-linux", signers=signers, poll_interval_s=int(POLL_INTERVAL_S))
+        for name, board in TYPES.items():
+            client.add_type(name, board, signers=signers, poll_interval_s=int(POLL_INTERVAL_S), description="demo")
         return key
 
     def _publish(self, client: ManagementClient, key: PrivateKey) -> None:
         self.screen.step("Packing, creating, signing and publishing the releases.")
-        for type_name, version in ((SENSOR, GOOD_VERSION), (EDGE_BOX, GOOD_VERSION), (SENSOR, BAD_VERSION)):
+        for type_name, version in (*((name, GOOD_VERSION) for name in TYPES), (SENSOR, BAD_VERSION)):
             filename = f"{type_name}-{version}.bin"
             artifact = client.upload_bytes(self._image(type_name, version), filename)
             release = client.create_release(type_name, version, artifact.sha256, filename=filename)
@@ -161,7 +171,7 @@ class Demo:
 
     @contextmanager
     def _fleet(self, client: ManagementClient, server: LocalServer, key: PrivateKey) -> Iterator[RunningFleet]:
-        counts = f"{sum(d.board == 'esp32-c3' for d in DEVICES)} esp32-c3, {len(DEVICES)} devices in all"
+        counts = ", ".join(f"{sum(d.board == board for d in DEVICES)} {board}" for board in TYPES.values())
         self.screen.step(f"Flashing version {FIRST_VERSION} and powering on: {counts}.")
         fleet = RunningFleet(
             self.directory / "devices",
@@ -170,7 +180,7 @@ class Demo:
             speed=self.speed,
             poll_interval_s=POLL_INTERVAL_S,
         )
-        images = {name: self._image(name, FIRST_VERSION) for name in (SENSOR, EDGE_BOX)}
+        images = {name: self._image(name, FIRST_VERSION) for name in TYPES}
         for device in DEVICES:
             made = client.add_device(device.name, device.type_name, mac=device.mac)
             if made.token is None:
@@ -182,14 +192,15 @@ class Demo:
     def _image(self, type_name: str, version: str) -> bytes:
         if type_name == EDGE_BOX:
             return sample_linux_file(version, size=self.image_bytes)
-        return sample_app(version, size=self.image_bytes)
+        return sample_app(version, chip=TYPES[type_name], size=self.image_bytes)
 
     def _roll_out_good_version(self, client: ManagementClient, fleet: RunningFleet, started: float) -> float:
         self.screen.step(f"Rolling version {GOOD_VERSION} out to all {len(DEVICES)} devices, each by its own route.")
         rollouts = [
             client.create_rollout(f"{name}@{GOOD_VERSION}", select=f"type={name}", name=f"{name} {GOOD_VERSION}").id
-            for name in (SENSOR, EDGE_BOX)
+            for name in TYPES
         ]
+        self._configure_rovers(client, fleet, rollouts[list(TYPES).index(ROVER)])
         begun = time.monotonic()
         first_update_s = 0.0
         while True:
@@ -205,8 +216,23 @@ class Demo:
                 self._give_up_if(rollout.state == "aborted", f"{rollout.name}: {rollout.reason}")
             time.sleep(LOOK_EVERY_S)
         self.screen.settle()
-        self.screen.step(f"All {len(DEVICES)} devices report that they run {GOOD_VERSION}.")
+        silent = sum(device.type_name == ROVER for device in DEVICES)
+        self.screen.step(
+            f"{len(DEVICES) - silent} devices report that they run {GOOD_VERSION}; {silent} of micro-RDK never report:"
+            " it is inferred, because they took the image and did not ask again."
+        )
         return first_update_s
+
+    def _configure_rovers(self, client: ManagementClient, fleet: RunningFleet, rollout: int) -> None:
+        """Give each micro-RDK its link, once the rollout has an execution for it: what `flota viam config` prints."""
+        rovers = [device.name for device in DEVICES if device.type_name == ROVER]
+        begun = time.monotonic()
+        while len(client.executions(rollout)) < len(rovers):
+            self._give_up_if(time.monotonic() - begun > GOOD_WITHIN_S, "the rollout for micro-RDK did not begin")
+            time.sleep(LOOK_EVERY_S)
+        for link in client.viam_links(rollout=rollout).items:
+            if link.device is not None:
+                fleet.configure(link.device, link.service)
 
     def _roll_out_bad_version(self, client: ManagementClient, fleet: RunningFleet) -> Rollout:
         sensors = [device.name for device in DEVICES if device.type_name == SENSOR]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 
@@ -21,12 +21,16 @@ from flota.images.esp_partitions import PartitionTable
 from flota.lab.programmer import prepare_blank
 from flota.lab.state_directory import StateDirectory
 from flota.protocols.ddi import DEFAULT_TENANT, DdiAddresses
+from flota.protocols.viam import POLL_PERIOD_S
 from flota.transports.http import http_client, tls_context
 from flota.trust.trust_file import TrustedSigners
 from flota.virtual.agents.ddi import DdiAgent, DdiSettings
 from flota.virtual.agents.ddi_link import DdiLink
 from flota.virtual.agents.esp_https_ota import TIME_OUT_S, USER_AGENT, EspHttpsOtaAgent, FetchMode
 from flota.virtual.agents.http_update import HttpUpdateAgent
+from flota.virtual.agents.viam_config import ConfigAddress, ConfigFile, ConfigSource
+from flota.virtual.agents.viam_link import device_tls
+from flota.virtual.agents.viam_micro_rdk import MicroRdkAgent
 from flota.virtual.boot.esp_idf import BootBuild
 from flota.virtual.device import Agent, Identity, VirtualDevice
 from flota.virtual.events import DeviceEvent, Listener
@@ -41,6 +45,7 @@ class Dialect(enum.StrEnum):
     HTTP_UPDATE = "http-update"
     ESP_HTTPS_OTA = "esp-https-ota"
     DDI = "ddi"
+    VIAM = "viam"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class DeviceSpec:
     `server` is the base URL (None: the device has no network). `firmware` is what it left the factory with, used only
     if it is blank, `firmware_version` its version where the file does not tell. `poll_interval_s` is device time
     (scaled by `speed`), None = what dialect or server say.
+    `viam_config` is the file or http address of a micro-RDK's machine configuration, in place of Viam's cloud.
     `signers` are the keys that it trusts (DDI only), None = it installs unsigned releases too. `seed` makes its waits
     repeatable.
     """
@@ -73,6 +79,7 @@ class DeviceSpec:
     fetch_mode: FetchMode = FetchMode.RESUME
     mac: str | None = None
     hardware_revision: str | None = None
+    viam_config: str | None = None
     seed: int | None = None
 
 
@@ -170,7 +177,18 @@ def _ignore(event: DeviceEvent) -> None:
 
 def _checked_dialect(spec: DeviceSpec) -> Dialect:
     board = board_named(spec.board)
-    dialect = spec.dialect or default_dialect(spec.board)
+    dialect = spec.dialect or (Dialect.VIAM if spec.viam_config is not None else default_dialect(spec.board))
+    if (dialect is Dialect.VIAM) != (spec.viam_config is not None):
+        raise InvalidInput(
+            f"a device that speaks {dialect.value} and its configuration do not go together",
+            expected="a machine configuration with viam, and with viam only",
+            hint="Give the file that stands for Viam's cloud with --viam-config.",
+        )
+    if dialect is Dialect.VIAM and (spec.server is not None or spec.token is not None):
+        raise InvalidInput(
+            "micro-RDK asks no server of its own",
+            hint="Address and token of the image stand in its configuration: leave out --server and --token.",
+        )
     if board.chip is None and dialect is not Dialect.DDI:
         raise InvalidInput(f"{board.name} speaks DDI only", expected=Dialect.DDI.value, found=dialect.value)
     if spec.signers is not None and dialect is not Dialect.DDI:
@@ -182,6 +200,8 @@ def _checked_dialect(spec: DeviceSpec) -> Dialect:
 
 
 def _agent(spec: DeviceSpec, dialect: Dialect) -> tuple[Agent | None, httpx.AsyncClient | None]:
+    if spec.viam_config is not None:
+        return _micro_rdk(spec, spec.viam_config)
     if spec.server is None:
         return None, None
     board = board_named(spec.board)
@@ -204,3 +224,16 @@ def _agent(spec: DeviceSpec, dialect: Dialect) -> tuple[Agent | None, httpx.Asyn
         hardware_revision=spec.hardware_revision,
     )
     return DdiAgent(DdiLink(client, addresses, spec.token), settings), client
+
+
+def _micro_rdk(spec: DeviceSpec, config: str) -> tuple[Agent, httpx.AsyncClient | None]:
+    """Return a micro-RDK whose firmware knows the certificates in `cacert`, else the system's."""
+    source: ConfigSource
+    client: httpx.AsyncClient | None = None
+    if urlsplit(config).scheme in ("http", "https"):
+        client = http_client(cacert=spec.cacert)
+        source = ConfigAddress(config, client)
+    else:
+        source = ConfigFile(Path(config))
+    period_s = POLL_PERIOD_S if spec.poll_interval_s is None else spec.poll_interval_s
+    return MicroRdkAgent(source, tls=device_tls(tls_context(spec.cacert)), period_s=period_s), client

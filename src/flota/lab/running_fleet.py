@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from flota.durable_files import write_durably
 from flota.errors import PeerError
 from flota.lab.fleet import DeviceSpec, Dialect, run_fleet
 from flota.trust.trust_file import TrustedSigners
@@ -73,16 +75,22 @@ class RunningFleet:
     _failure: BaseException | None = None
 
     def add(self, device: FleetDevice, *, image: bytes, version: str, token: str) -> None:
-        """Put a device with its factory image into the fleet. Devices that speak DDI check our signature."""
+        """Put a device with its factory image into the fleet. Devices that speak DDI check our signature.
+
+        A micro-RDK asks no server: its machine configuration begins without services, and `configure` changes it.
+        """
         dialect = Dialect(device.route)
+        viam = dialect is Dialect.VIAM
+        if viam:
+            self.configure(device.name)
         self._watched[device.name] = _Watched(device)
         self._specs.append(
             DeviceSpec(
                 name=device.name,
                 board=device.board,
                 state=self.directory / device.name,
-                server=self.server_url,
-                token=token,
+                server=None if viam else self.server_url,
+                token=None if viam else token,
                 device_type=device.type_name,
                 dialect=dialect,
                 speed=self.speed,
@@ -91,9 +99,15 @@ class RunningFleet:
                 firmware=image,
                 firmware_version=version,
                 mac=device.mac,
+                viam_config=str(self._viam_config(device.name)) if viam else None,
                 seed=len(self._specs),
             )
         )
+
+    def configure(self, name: str, *services: Mapping[str, object]) -> None:
+        """Set the services in a micro-RDK's machine configuration, as an operator does in Viam's app."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_durably(self._viam_config(name), json.dumps({"services": services}, indent=2).encode())
 
     def snapshots(self) -> Sequence[DeviceSnapshot]:
         """Return every device as it is now, in the order of `add`; raises `PeerError` if the fleet broke down."""
@@ -106,6 +120,9 @@ class RunningFleet:
         shell = self._watched[name].shell
         if shell is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(shell.cut_power)
+
+    def _viam_config(self, name: str) -> Path:
+        return self.directory / f"{name}.viam.json"
 
     def _snapshot(self, watched: _Watched) -> DeviceSnapshot:
         app = watched.shell.app if watched.shell else None

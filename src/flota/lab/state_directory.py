@@ -51,6 +51,11 @@ def mac_of(name: str) -> str:
     return ":".join(f"{byte:02X}" for byte in (0x02, *digest[:5]))
 
 
+def usual_build(board: Board) -> BootBuild:
+    """Return how a board's boot loader and app are built unless told otherwise."""
+    return BootBuild.ROLLBACK if board.rolls_back else BootBuild.PLAIN
+
+
 class StateDirectory:
     """The directory at `path`; made on first use."""
 
@@ -82,7 +87,7 @@ class StateDirectory:
             board=declared.name,
             name=given,
             mac=(mac or (old.mac if old is not None and old.name == given else mac_of(given))).upper(),
-            build=build.value if build is not None else (old.build if old is not None else BootBuild.ROLLBACK.value),
+            build=(build or (BootBuild(old.build) if old is not None else usual_build(declared))).value,
         )
         if record != old:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,7 @@ def build_app(context: ServerContext) -> ASGIApp:
     from flota.server.api import ddi, events, health, http_update
     from flota.server.api.artifacts import ARTIFACTS_PREFIX, ArtifactApi
     from flota.server.api.management import build_management_api
+    from flota.server.api.viam import ViamApi
 
     routes = [
         *health.routes(context),
@@ -53,10 +54,16 @@ def build_app(context: ServerContext) -> ASGIApp:
     ]
     routed = Starlette(routes=routes, exception_handlers=dict(EXCEPTION_HANDLERS))
     artifacts = ArtifactApi(context)
+    viam = ViamApi(context)
 
     async def choose(scope: Scope, receive: Receive, send: Send) -> None:
-        is_artifact = scope["type"] == "http" and scope["path"].startswith(ARTIFACTS_PREFIX)
-        await (artifacts if is_artifact else routed)(scope, receive, send)
+        path = scope["path"] if scope["type"] == "http" else ""
+        if path.startswith(ARTIFACTS_PREFIX):
+            await artifacts(scope, receive, send)
+        elif viam.serves(path):
+            await viam(scope, receive, send)
+        else:
+            await routed(scope, receive, send)
 
     return wrap(choose, context, at_once=artifacts.parts.answer)
 
@@ -76,12 +83,15 @@ class _Outermost:
         self._app = app
         self._metrics = context.metrics
         self._at_once = at_once
+        self._poll = context.poll_answers.answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"nothing here speaks {scope['type']}")
         path: str = scope["path"]
-        answer = None if self._at_once is None else self._at_once(scope)
+        answer = self._poll(scope)
+        if answer is None and self._at_once is not None:
+            answer = self._at_once(scope)
         if answer is not None:
             start, body = answer
             start["headers"].extend(COMMON_HEADERS)

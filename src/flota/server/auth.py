@@ -102,14 +102,15 @@ def new_secret() -> str:
 async def authenticate(context: ServerContext, authorization: str | None) -> tuple[Scope, Role]:
     """Return the scope and the role of the token in an `Authorization: Bearer …` header.
 
-    Raises `Unauthenticated`; a wrong, a revoked and a missing token get the same answer.
+    Raises `Unauthenticated`; a wrong, a revoked, an expired and a missing token get the same answer.
     """
     secret = _bearer_token(authorization)
     if secret is None:
         raise _not_recognised()
     async with context.storage.reading() as transaction:
         token = await transaction.access_token_by_digest(digest_of_secret(secret))
-    if token is None or token.revoked_at is not None:
+    expired = token is not None and token.expires_at is not None and token.expires_at <= context.now()
+    if token is None or token.revoked_at is not None or expired:
         raise _not_recognised()
     return Scope(tenant_id=token.tenant_id, actor=f"token:{token.name}"), token.role
 

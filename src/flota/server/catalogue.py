@@ -1,43 +1,34 @@
-"""Artifacts and releases: what ships. Bytes are stored first and inspected as stored; what does not fit is refused."""
+"""Releases: what ships. What does not fit the type is refused, what is not signed is not published."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import binascii
-import contextlib
-import mmap
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from flota.boards.fit import fit_check
 from flota.boards.model import Unfit
-from flota.digests import FileDigests
-from flota.errors import Conflict, InvalidInput, NotFound, Refused, TooLarge
+from flota.errors import Conflict, InvalidInput, NotFound, Refused
 from flota.fleet.devices import DeviceType
 from flota.fleet.releases import Artifact, Release, ReleaseSignature, ReleaseState
 from flota.fleet.storage import NewRelease
-from flota.images.inspection import inspect, inspection_as_dict
 from flota.images.model import Finding, Inspection
+from flota.server.artifact_intake import inspect_file, parse_filename, recorded_artifact
 from flota.server.device_registry import device_type_or_builtin, profile_of
+from flota.server.sboms import SbomFile, read_sbom
 from flota.trust.manifest import Manifest, ManifestComponent, pack_manifest
 from flota.trust.signatures import Signature, check_signature, verify_manifest
 from flota.versions import parse_version
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from flota.fleet.scope import Scope
     from flota.fleet.storage import Transaction
     from flota.server.context import ServerContext
-    from flota.store.artifacts import ArtifactUpload
 
-WRITE_BATCH_BYTES: Final = 1024 * 1024
-"""Bytes collected before they are hashed and written by a worker thread: larger steps cost less switching."""
-
-FILENAME_MAX_LEN: Final = 255
 COMPONENT_NAME: Final = "app"
 """Name of a release's only component in its manifest."""
 
@@ -73,127 +64,7 @@ class ReleaseDraft:
     notes: str = ""
     expires_at: datetime | None = None
     filename: str | None = None
-
-
-# artifacts
-
-
-async def store_artifact(
-    context: ServerContext,
-    scope: Scope,
-    body: AsyncIterator[bytes],
-    *,
-    filename: str,
-    announced_size: int | None,
-) -> tuple[Artifact, bool]:
-    """Stream `body` into the store, inspect what was stored, record it; returns the artifact and whether it is new.
-
-    Raises `TooLarge`, `StorageFull`, and `InvalidInput` when the body ends before or after the announced size (bytes):
-    nothing stays behind then.
-    """
-    limit = context.settings.max_artifact_bytes
-    if announced_size is not None and announced_size > limit:
-        raise _too_large(limit, announced_size)
-    async with contextlib.AsyncExitStack() as recorded:
-        digests = await _stream_into_store(context, body, recorded, limit=limit, announced_size=announced_size)
-        return await _record_artifact(context, scope, digests, filename)
-
-
-async def _record_artifact(
-    context: ServerContext, scope: Scope, digests: FileDigests, filename: str
-) -> tuple[Artifact, bool]:
-    """Look into a stored file and record it, unless it is known: then only note that it was uploaded again."""
-    async with context.storage.reading() as transaction:
-        known = await _find_artifact(transaction, scope, digests.sha256)
-    if known is not None:
-        async with context.storage.transaction() as transaction:
-            return await transaction.add_artifact(scope, replace(known, created_at=context.now()))
-    inspection = await asyncio.to_thread(_inspect_file, context.artifacts.path(digests.sha256), filename)
-    artifact = Artifact(
-        digests=digests,
-        filename=filename,
-        format=str(inspection.format),
-        image_version=inspection.version,
-        validation_hash=inspection.validation_hash,
-        inspection=inspection_as_dict(inspection),
-        created_at=context.now(),
-    )
-    async with context.storage.transaction() as transaction:
-        return await transaction.add_artifact(scope, artifact)
-
-
-async def _stream_into_store(
-    context: ServerContext,
-    body: AsyncIterator[bytes],
-    recorded: contextlib.AsyncExitStack,
-    *,
-    limit: int,
-    announced_size: int | None,
-) -> FileDigests:
-    """Return the digests of the stored body; until `recorded` is closed the clean-up keeps away from it."""
-    with context.artifacts.upload(expected_size=announced_size) as upload:
-        received = 0
-        batch: list[bytes] = []
-        batched = 0
-        async for piece in body:
-            received += len(piece)
-            if received > limit:
-                raise _too_large(limit, received)
-            batch.append(piece)
-            batched += len(piece)
-            if batched >= WRITE_BATCH_BYTES:
-                await asyncio.to_thread(_write_all, upload, batch)
-                batch, batched = [], 0
-        if received == 0:
-            raise InvalidInput("the file is empty", expected="at least one byte", found="0 bytes")
-        await asyncio.to_thread(_write_all, upload, batch)
-        await recorded.enter_async_context(context.recording_gate.recording())
-        return await asyncio.to_thread(upload.finish)
-
-
-def _write_all(upload: ArtifactUpload, pieces: Sequence[bytes]) -> None:
-    for piece in pieces:
-        upload.write(piece)
-
-
-def _inspect_file(path: Path, name: str) -> Inspection:
-    """Inspect a stored file through a map of it, so that a large one does not have to fit into memory."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        view = memoryview(mapped)
-        try:
-            return inspect(view, name=name)
-        finally:
-            view.release()
-
-
-async def _find_artifact(transaction: Transaction, scope: Scope, sha256: str) -> Artifact | None:
-    try:
-        return await transaction.artifact(scope, sha256)
-    except NotFound:
-        return None
-
-
-def parse_filename(text: str) -> str:
-    """Return a label for uploaded bytes: the last path component, printable, at most 255 characters.
-
-    It names nothing on the server's disk. Raises `InvalidInput` for control characters and for nothing at all.
-    """
-    name = text.replace("\\", "/").rsplit("/", 1)[-1].strip()
-    if not name or name in (".", "..") or not name.isprintable():
-        raise InvalidInput("not a file name", expected="printable text", found=repr(text[:FILENAME_MAX_LEN]))
-    return name[:FILENAME_MAX_LEN]
-
-
-def _too_large(limit: int, found: int) -> TooLarge:
-    return TooLarge(
-        "the file is too large",
-        expected=f"at most {limit} bytes",
-        found=f"{found} bytes",
-        hint="The server's limit is --max-artifact-bytes of `flota up`.",
-    )
-
-
-# releases
+    sbom: SbomFile | None = None
 
 
 async def create_release(context: ServerContext, scope: Scope, draft: ReleaseDraft) -> Release:
@@ -206,10 +77,11 @@ async def create_release(context: ServerContext, scope: Scope, draft: ReleaseDra
     filename = None if draft.filename is None else parse_filename(draft.filename)
     if draft.expires_at is not None and draft.expires_at <= now:
         raise InvalidInput("the release would have expired already", found=draft.expires_at.isoformat())
+    sbom = None if draft.sbom is None else await read_sbom(context, scope, draft.sbom)
     async with context.storage.reading() as transaction:
-        artifact = await _artifact_or_hint(transaction, scope, draft.artifact)
+        artifact = await recorded_artifact(transaction, scope, draft.artifact)
     inspection = await asyncio.to_thread(
-        _inspect_file, context.artifacts.path(artifact.digests.sha256), artifact.filename
+        inspect_file, context.artifacts.path(artifact.digests.sha256), artifact.filename
     )
     async with context.storage.transaction() as transaction:
         device_type = await device_type_or_builtin(transaction, scope, draft.type_name, now)
@@ -229,6 +101,7 @@ async def create_release(context: ServerContext, scope: Scope, draft: ReleaseDra
             notes=draft.notes,
             warnings=_warnings(unfit, inspection),
             filename=filename,
+            sbom=sbom,
         )
         return await transaction.add_release(scope, new, now=now)
 
@@ -249,15 +122,6 @@ def _manifest(
         components=(component,),
         issued_at=now,
     )
-
-
-async def _artifact_or_hint(transaction: Transaction, scope: Scope, sha256: str) -> Artifact:
-    try:
-        return await transaction.artifact(scope, sha256)
-    except NotFound:
-        raise NotFound(
-            "there is no such artifact", found=sha256, hint="Upload the file first (POST /api/v1/artifacts)."
-        ) from None
 
 
 async def _refuse_second_release(transaction: Transaction, scope: Scope, type_name: str, version: str) -> None:
@@ -313,6 +177,17 @@ async def add_signature(
             )
         check_signature(release.manifest, _parse_signature(given), signer.public_key)
         return await transaction.add_signature(scope, release.id, given, now=now), device_type
+
+
+async def set_sbom(
+    context: ServerContext, scope: Scope, reference: str, wanted: SbomFile
+) -> tuple[Release, DeviceType]:
+    """Give a draft an SBOM, or another one than it had. Raises as `read_sbom`, and `Conflict` for what is no draft."""
+    sbom = await read_sbom(context, scope, wanted)
+    async with context.storage.transaction() as transaction:
+        release = await find_release(transaction, scope, reference)
+        changed = await transaction.set_release_sbom(scope, release.id, sbom, now=context.now())
+        return changed, await transaction.device_type(scope, changed.type_name)
 
 
 async def publish_release(context: ServerContext, scope: Scope, reference: str) -> tuple[Release, DeviceType]:

@@ -9,29 +9,37 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from flota.errors import FlotaError, InvalidInput
+from flota.fleet.poll_times import JITTER_PERCENT_MAX
 from flota.server.settings import (
     DEFAULT_DEVICE_REQUESTS_PER_S,
     DEFAULT_HTTP,
     DEFAULT_HTTPS,
     DEFAULT_MAX_ARTIFACT_BYTES,
+    DEFAULT_POLL_JITTER_PERCENT,
     DEFAULT_STOP_GRACE_S,
+    DEFAULT_VIAM_QUIET_S,
     MEBIBYTE,
     Address,
     DataDirectory,
     ServerSettings,
     parse_address,
+    parse_authority,
     parse_host,
+    parse_network,
     parse_public_url,
 )
+
+_T = TypeVar("_T")
 
 OFF: Final = "off"
 """The value of `http` or `https` that means: no such listener."""
 
 STOP_GRACE_MAX_S: Final = 3600.0
 DEVICE_REQUESTS_PER_S_MAX: Final = 10_000.0
+VIAM_QUIET_MAX_S: Final = 24 * 3600.0
 MAX_ARTIFACT_MIB: Final = 64 * 1024
 
 
@@ -68,6 +76,13 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(parse_host(_text(name)) for name in given))
 
 
+def _listed(value: Any, parse: Callable[[str], _T]) -> tuple[_T, ...]:
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, Sequence):
+        raise InvalidInput("not a list", found=repr(value))
+    return tuple(dict.fromkeys(parse(_text(one)) for one in given))
+
+
 def _path(value: Any) -> Path:
     return value if isinstance(value, Path) else Path(_text(value)).expanduser()
 
@@ -80,6 +95,13 @@ def _number(value: Any, upper: float, unit: str) -> float:
     if isinstance(value, bool) or not 0 < number <= upper:
         raise InvalidInput("out of bounds", expected=f"above 0, at most {upper:g} {unit}", found=str(value))
     return number
+
+
+def _whole_number(value: Any, upper: int) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not (text.isascii() and text.isdecimal() and int(text[:20]) <= upper):
+        raise InvalidInput("out of bounds", expected=f"a whole number from 0 to {upper}", found=text[:40])
+    return int(text)
 
 
 SETTINGS: Final = (
@@ -101,6 +123,12 @@ SETTINGS: Final = (
         lambda value: _number(value, DEVICE_REQUESTS_PER_S_MAX, "per second"),
         DEFAULT_DEVICE_REQUESTS_PER_S,
     ),
+    Setting("trusted_proxy", lambda value: _listed(value, parse_network), ()),
+    Setting("proxy_client_cert", lambda value: _listed(value, parse_network), ()),
+    Setting("proxy_authority", lambda value: _listed(value, parse_authority), ()),
+    Setting("proxy_device_type", _text),
+    Setting("poll_jitter_percent", lambda value: _whole_number(value, JITTER_PERCENT_MAX), DEFAULT_POLL_JITTER_PERCENT),
+    Setting("viam_quiet_s", lambda value: _number(value, VIAM_QUIET_MAX_S, "s"), DEFAULT_VIAM_QUIET_S),
 )
 
 
@@ -150,6 +178,12 @@ def settings_from(
         max_artifact_bytes=values["max_artifact_mib"],
         stop_grace_s=values["stop_grace_s"],
         device_requests_per_s=values["device_requests_per_s"],
+        viam_quiet_s=values["viam_quiet_s"],
+        poll_jitter_percent=values["poll_jitter_percent"],
+        trusted_proxies=tuple(dict.fromkeys(values["trusted_proxy"] + values["proxy_client_cert"])),
+        certificate_proxies=values["proxy_client_cert"],
+        proxy_authorities=values["proxy_authority"],
+        proxy_device_type=values["proxy_device_type"],
     )
     check_settings(settings)
     return settings
@@ -161,6 +195,13 @@ def check_settings(settings: ServerSettings) -> None:
         raise InvalidInput("no listener is left", hint="Leave one of --http and --https on.")
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise InvalidInput("--tls-cert and --tls-key go together", hint="Give both, or none for our own certificate.")
+    if bool(settings.certificate_proxies) != bool(settings.proxy_authorities):
+        raise InvalidInput(
+            "--proxy-client-cert and --proxy-authority go together",
+            hint="The one says which proxy is believed, the other which issuers it may name.",
+        )
+    if any(network.prefixlen == 0 for network in settings.trusted_proxies):
+        raise InvalidInput("a trusted proxy cannot be every address: then anybody could say who they are")
     wide = [address for address in (settings.http, settings.https) if address is not None and not address.is_loopback]
     if not wide:
         return

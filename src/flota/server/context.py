@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import HTTPConnection
 
-from flota.errors import InvalidInput
 from flota.server.artifact_cleanup import RecordingGate
 from flota.server.download_tokens import DownloadTokens
+from flota.server.identity_watch import IdentityWatch
 from flota.server.journal import Journal
 from flota.server.metrics import Metrics
-from flota.server.settings import ServerSettings, parse_host
+from flota.server.poll_answers import SHARED_MAX_AGE_S, PollAnswers
+from flota.server.proxies import check_authority, forwarded, is_from
+from flota.server.settings import ServerSettings
 from flota.server.sightings import SightingsWriter
 
 if TYPE_CHECKING:
@@ -47,17 +49,42 @@ class ServerContext:
     metrics: Metrics = field(default_factory=Metrics)
     recording_gate: RecordingGate = field(default_factory=RecordingGate)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    identity_watch: IdentityWatch = field(default_factory=IdentityWatch)
+    poll_answers: PollAnswers = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Have answers to polls kept as long as this process hears of every change."""
+        max_age_s = SHARED_MAX_AGE_S if self.settings.is_database_shared else None
+        self.poll_answers = PollAnswers(self.sightings, now=self.now, max_age_s=max_age_s)
+        self.storage.on_change(self.poll_answers.forget)
 
     def public_base(self, request: HTTPConnection | Mapping[str, Any]) -> str:
         """Return the URL, without a final slash, under which the asking device can reach this server again.
 
-        It is `--public-url` where given, else scheme and Host header of the request (an ASGI scope does too).
+        It is `--public-url` where given, else what a trusted proxy says, else scheme and Host header of the request
+        (an ASGI scope does too).
         Raises `InvalidInput` when the Host header is none that could be written into a URL.
         """
         if self.settings.public_url is not None:
             return self.settings.public_url
         scope = request.scope if isinstance(request, HTTPConnection) else request
-        return f"{scope['scheme']}://{_authority(scope)}"
+        if not self.settings.trusted_proxies:
+            return f"{scope['scheme']}://{_authority(scope)}"
+        told = forwarded(scope, self.settings.trusted_proxies)
+        return f"{told.scheme or scope['scheme']}://{told.authority or _authority(scope)}{told.prefix}"
+
+    def peer_address(self, request: HTTPConnection | Mapping[str, Any]) -> str | None:
+        """Return where the request comes from: the peer's address, or the client's as a trusted proxy tells it."""
+        scope = request.scope if isinstance(request, HTTPConnection) else request
+        peer = scope.get("client")
+        if not self.settings.trusted_proxies:
+            return None if peer is None else str(peer[0])
+        told = forwarded(scope, self.settings.trusted_proxies).client
+        return told or (None if peer is None else str(peer[0]))
+
+    def is_certificate_proxy(self, request: HTTPConnection) -> bool:
+        """Whether the request comes through a proxy that checks client certificates."""
+        return is_from(request.scope, self.settings.certificate_proxies)
 
 
 def make_context(
@@ -90,8 +117,5 @@ def _authority(scope: Mapping[str, Any]) -> str:
         host, port = scope.get("server") or ("localhost", None)
         host = f"[{host}]" if ":" in host else host
         return f"{host}:{port}" if port else str(host)
-    name, separator, port_text = given.partition("]:") if given.startswith("[") else given.partition(":")
-    if separator and not (port_text.isascii() and port_text.isdecimal()):
-        raise InvalidInput("the Host header has no usable port", found=repr(given[:80]))
-    parse_host(name.removeprefix("[").removesuffix("]"))
+    check_authority(given)
     return given

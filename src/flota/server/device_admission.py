@@ -5,15 +5,17 @@ Unknown MACs become devices as their type's policy says: accepted, held until so
 
 from __future__ import annotations
 
+import enum
 import hmac
 from collections import OrderedDict
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from flota.errors import Conflict, Forbidden, NotFound, TooManyRequests, Unauthenticated
-from flota.fleet.devices import Device, DeviceState, DeviceType, UnknownDevices
+from flota.fleet.devices import Device, DeviceState, DeviceType, IdentityConflict, UnknownDevices
 from flota.fleet.scope import Scope
-from flota.fleet.storage import DeviceFilter, NewDevice, Transaction
+from flota.fleet.storage import DeviceCredentials, DeviceFilter, NewDevice, Transaction
 from flota.server.auth import digest_of_secret
 from flota.server.device_registry import builtin_type, device_type_or_builtin
 
@@ -65,10 +67,7 @@ class DeviceAdmission:
         """
         if token is None:
             raise Unauthenticated("this device's token is needed")
-        async with self._context.storage.reading() as transaction:
-            stored = await transaction.device_token_sha256(scope, name)
-            is_right = hmac.compare_digest(stored or _NO_DIGEST, digest_of_secret(token)) and stored is not None
-            device = await transaction.find_device(scope, name) if is_right else None
+        device = await device_by_token(self._context, scope, name, token)
         if device is None or device.state is DeviceState.REFUSED or device_type not in (None, device.type_name):
             raise Forbidden("not a device of this server, or not its token")
         return device
@@ -81,11 +80,13 @@ class DeviceAdmission:
         """
         async with self._context.storage.reading() as transaction:
             device = await _known(transaction, scope, newcomer.mac)
-            stored = None if device is None else await transaction.device_token_sha256(scope, device.name)
+            stored = None if device is None else await transaction.device_credentials(scope, device.name)
         if device is None:
             device = await self._admit(scope, device_type, newcomer)
-        elif newcomer.token is not None and not hmac.compare_digest(
-            stored or _NO_DIGEST, digest_of_secret(newcomer.token)
+        elif (
+            stored is not None
+            and newcomer.token is not None
+            and token_shown(stored, digest_of_secret(newcomer.token), now=self._context.now()) is None
         ):
             raise Forbidden("not this device's token")
         if device.state is DeviceState.REFUSED:
@@ -149,11 +150,41 @@ class DeviceAdmission:
         self._conflicts[key] = None
         if len(self._conflicts) > CONFLICTS_REMEMBERED:
             self._conflicts.popitem(last=False)
-        details = {"trait": trait, "known": before, "claimed": now}
+        conflict = IdentityConflict(trait, (before, now), self._context.now())
         async with self._context.storage.transaction() as transaction:
-            await transaction.append_audit(
-                scope, "device.identity-conflict", f"device:{device.name}", details, now=self._context.now()
-            )
+            await transaction.note_identity_conflict(scope, device.id, conflict)
+
+
+async def device_by_token(context: ServerContext, scope: Scope, name: str, token: str) -> Device | None:
+    """Return the device of this name if the token is its own; None for a wrong one, and for what does not exist.
+
+    While a token is rotated the one before is right too; using the new one ends that.
+    """
+    async with context.storage.reading() as transaction:
+        stored = await transaction.device_credentials(scope, name)
+        shown = token_shown(stored, digest_of_secret(token), now=context.now())
+        device = None if shown is None else await transaction.find_device(scope, name)
+    if device is not None and shown is ShownToken.PRESENT and stored.previous_sha256 is not None:
+        async with context.storage.transaction() as writing:
+            await writing.forget_previous_token(Scope(scope.tenant_id, f"device:{name}"), name, now=context.now())
+    return device
+
+
+class ShownToken(enum.Enum):
+    """Which of its tokens a device showed."""
+
+    PRESENT = "present"
+    PREVIOUS = "previous"
+
+
+def token_shown(stored: DeviceCredentials, digest: str, *, now: datetime) -> ShownToken | None:
+    """Return which token has this hex SHA-256, None if neither has. Both are compared in any case, in constant time."""
+    is_present = hmac.compare_digest(stored.token_sha256 or _NO_DIGEST, digest)
+    is_previous = hmac.compare_digest(stored.previous_sha256 or _NO_DIGEST, digest)
+    if is_present and stored.token_sha256 is not None:
+        return ShownToken.PRESENT
+    in_time = stored.previous_until is not None and now < stored.previous_until
+    return ShownToken.PREVIOUS if is_previous and stored.previous_sha256 is not None and in_time else None
 
 
 async def _known(transaction: Transaction, scope: Scope, mac: str) -> Device | None:

@@ -10,14 +10,16 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flota.boards.catalogue import BOARDS, board
 from flota.boards.model import Board, TypeProfile, VersionFrom
+from flota.digests import parse_sha256_hex
 from flota.errors import Conflict, InvalidInput, NotFound
 from flota.fleet.devices import Device, DeviceState, DeviceType, TrustedSigner, UnknownDevices
 from flota.fleet.selectors import check_labels
 from flota.fleet.storage import NewDevice, NewDeviceType
+from flota.images.esp_idf_version import idf_release
 from flota.images.esp_partitions import pack_table, parse_csv, require_valid
 from flota.server.auth import digest_of_secret
 from flota.trust.keys import key_id_of
@@ -40,6 +42,10 @@ DEVICE_TOKEN_MAX_LEN: Final = 128
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+\Z")
 SIGNERS_MAX: Final = 16
 PARTITION_CSV_MAX_BYTES: Final = 64 * 1024
+IDF_VERSION_MAX_LEN: Final = 32
+"""Characters, as in the descriptor of an image."""
+SECURE_BOOT_KEYS_MAX: Final = 16
+"""A chip has three at most; the devices of a type need not all have the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +150,8 @@ def profile_of(device_type: DeviceType) -> TypeProfile:
         partition_table=device_type.partition_table,
         version_from=device_type.version_from,
         hardware_revision=device_type.hardware_revision,
+        bootloader_idf_version=device_type.bootloader_idf_version,
+        secure_boot_keys=frozenset(device_type.secure_boot_keys),
     )
 
 
@@ -169,6 +177,11 @@ def declared_type(
     signature_threshold: int,
     poll_interval_s: int,
     description: str,
+    confirm: bool = False,
+    maintenance: str | None = None,
+    download_ahead: bool = False,
+    bootloader_idf_version: str | None = None,
+    secure_boot_keys: Sequence[str] = (),
 ) -> NewDeviceType:
     """Return a checked declaration. Raises `InvalidInput`, `ImageError` (partition table), `NotFound` (board)."""
     if not _TYPE_NAME.match(name):
@@ -200,6 +213,66 @@ def declared_type(
         signature_threshold=signature_threshold,
         poll_interval_s=poll_interval_s,
         description=description,
+        confirm=confirm,
+        maintenance=maintenance,
+        download_ahead=download_ahead,
+        bootloader_idf_version=_checked_idf_version(bootloader_idf_version, its_board),
+        secure_boot_keys=_checked_boot_keys(secure_boot_keys, its_board),
+    )
+
+
+def _checked_idf_version(text: str | None, its_board: Board) -> str | None:
+    """Return the ESP-IDF version of a boot loader; raises `InvalidInput` for what names no release of ESP-IDF."""
+    if text is None:
+        return None
+    _require_esp(its_board, "an ESP-IDF boot loader")
+    if idf_release(text) is None or len(text) > IDF_VERSION_MAX_LEN or not text.isprintable():
+        raise InvalidInput(
+            "not a version of ESP-IDF",
+            expected="a release such as 5.1 or v5.1.2",
+            found=repr(text[: IDF_VERSION_MAX_LEN + 1]),
+            hint="`flota image inspect bootloader.bin` shows a boot loader's.",
+        )
+    return text
+
+
+def _checked_boot_keys(digests: Sequence[str], its_board: Board) -> tuple[str, ...]:
+    if not digests:
+        return ()
+    _require_esp(its_board, "Secure Boot v2")
+    keys = tuple(sorted({parse_sha256_hex(digest) for digest in digests}))
+    if len(keys) > SECURE_BOOT_KEYS_MAX:
+        raise InvalidInput("too many Secure Boot keys", expected=f"at most {SECURE_BOOT_KEYS_MAX}", found=len(keys))
+    return keys
+
+
+def _require_esp(its_board: Board, what: str) -> None:
+    if its_board.boot != "esp-otadata":
+        raise InvalidInput(
+            f"board {its_board.name} does not have {what}", expected="a board with an ESP chip", found=its_board.name
+        )
+
+
+async def set_boot_facts(
+    tx: Transaction, scope: Scope, type_name: str, changes: Mapping[str, Any], *, now: datetime
+) -> DeviceType:
+    """Change what is known about how a type's devices boot; what `changes` does not name stays as it is.
+
+    It may name `bootloader_idf_version` (None: not known) and `secure_boot_keys`. Raises `InvalidInput`, `NotFound`.
+    """
+    device_type = await device_type_or_builtin(tx, scope, type_name, now)
+    its_board = board(device_type.board)
+    wanted = {
+        "bootloader_idf_version": device_type.bootloader_idf_version,
+        "secure_boot_keys": device_type.secure_boot_keys,
+        **changes,
+    }
+    return await tx.set_boot_facts(
+        scope,
+        device_type.name,
+        bootloader_idf_version=_checked_idf_version(wanted["bootloader_idf_version"], its_board),
+        secure_boot_keys=_checked_boot_keys(wanted["secure_boot_keys"], its_board),
+        now=now,
     )
 
 

@@ -70,8 +70,14 @@ class DownloadTokens:
             )
         return DownloadGrant(sha256, device_id, datetime.fromtimestamp(expires, UTC))
 
+    def mac(self, purpose: bytes, *fields: str) -> str:
+        """Return 128 bits over `fields` in base64url, for links of another `purpose` than these tokens'."""
+        return self._digest(b"\0".join((purpose, *(field.encode() for field in fields))))
+
     def _mac(self, sha256: str, device_id: int, expires: int) -> str:
-        message = b"\0".join((_PURPOSE, sha256.encode(), str(device_id).encode(), str(expires).encode()))
+        return self.mac(_PURPOSE, sha256, str(device_id), str(expires))
+
+    def _digest(self, message: bytes) -> str:
         mac = hmac.digest(self._key, message, "sha256")[:MAC_BYTES]
         return base64.urlsafe_b64encode(mac).rstrip(b"=").decode()
 

@@ -50,6 +50,7 @@ class Engine:
     def __init__(self, storage: Storage, *, now: Callable[[], datetime]) -> None:
         self._storage = storage
         self._now = now
+        self._began_at = now()
         self._woken = asyncio.Event()
 
     def wake(self, _tenants: frozenset[int] = frozenset()) -> None:
@@ -114,6 +115,7 @@ class Engine:
             now=self._now(),
             last_seen=await transaction.last_seen(scope, at_work),
             release_expires_at=release.expires_at,
+            watching_since=self._began_at,
         )
 
     async def _act(self, transaction: Transaction, scope: Scope, rollout_id: int, effect: Effect) -> None:

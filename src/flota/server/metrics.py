@@ -10,7 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 if TYPE_CHECKING:
     from flota.server.sightings import SightingsWriter
 
-GROUPS: Final = ("api", "artifacts", "update", "ddi", "healthz", "metrics", "other")
+GROUPS: Final = ("api", "artifacts", "update", "viam", "ddi", "healthz", "metrics", "other")
 """Values of the `group` label: which API a request went to."""
 
 _FIRST_SEGMENTS: Final = frozenset(GROUPS) - {"ddi", "other"}

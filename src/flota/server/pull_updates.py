@@ -19,6 +19,7 @@ from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionS
 from flota.fleet.releases import Artifact
 from flota.fleet.scope import Scope
 from flota.fleet.storage import Transaction
+from flota.fleet.update_rules import Window
 from flota.fleet.verdicts import (
     Deliveries,
     DeliveryStage,
@@ -116,6 +117,8 @@ class PullUpdates:
             if assignment.expired:
                 await close_expired(self._context, scope, device)
                 continue
+            if assignment.showing.window is Window.CLOSED and assignment.execution.state is ExecutionState.QUEUED:
+                return None  # what such a client is given it installs: it begins when its maintenance window opens
             live = self._live.get(assignment.execution.id)
             if live is not None and live.outcome is not None and not live.written:
                 await self._write_outcome(live)

@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from flota.errors import InvalidInput
+from flota.fleet.scope import DEFAULT_TENANT
 
 DEFAULT_HTTP: Final = "127.0.0.1:8080"
 DEFAULT_HTTPS: Final = "127.0.0.1:8443"
@@ -23,6 +24,12 @@ DEFAULT_MAX_ARTIFACT_BYTES: Final = 256 * MEBIBYTE
 
 DEFAULT_DEVICE_REQUESTS_PER_S: Final = 0.5
 """How often one device may ask at the update URLs in the long run; real sketches ask every few minutes."""
+
+DEFAULT_VIAM_QUIET_S: Final = 180.0
+"""How long a micro-RDK may be quiet after it took an image before that counts as success (docs/reference/viam.md)."""
+
+DEFAULT_POLL_JITTER_PERCENT: Final = 10
+"""How far the time after which a device is to come back may lie from its type's interval."""
 
 DEFAULT_STOP_GRACE_S: Final = 30.0
 """How long a stopping server lets running responses finish."""
@@ -103,6 +110,39 @@ def parse_public_url(text: str) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_AUTHORITY = re.compile(r"(?:([A-Za-z0-9][A-Za-z0-9_-]{0,39})=)?([!-<>-~]{1,256})\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedAuthority:
+    """Who may have issued the certificates of a tenant's devices, e.g. the SHA-256 of the issuer's certificate."""
+
+    tenant: str
+    authority: str
+
+
+def parse_network(text: str) -> Network:
+    """Return an address or a network (`10.0.0.7`, `10.1.0.0/16`, `::1`). Raises `InvalidInput`."""
+    try:
+        return ipaddress.ip_network(text.strip(), strict=True)
+    except ValueError as error:
+        raise InvalidInput(
+            "not the address of a proxy", expected="an IP address or a network like 10.1.0.0/16", found=repr(text[:60])
+        ) from error
+
+
+def parse_authority(text: str) -> TrustedAuthority:
+    """Return the authority in `[TENANT=]AUTHORITY`; without a tenant it is the default one's. Raises `InvalidInput`."""
+    found = _AUTHORITY.match(text.strip())
+    if found is None:
+        raise InvalidInput(
+            "not a certificate authority's mark", expected="[TENANT=]AUTHORITY, e.g. a SHA-256 in hex", found=repr(text)
+        )
+    return TrustedAuthority((found.group(1) or DEFAULT_TENANT).upper(), found.group(2))
+
+
 @dataclass(frozen=True, slots=True)
 class DataDirectory:
     """The layout of the directory that holds everything one server remembers."""
@@ -169,6 +209,20 @@ class ServerSettings:
     max_artifact_bytes: int = DEFAULT_MAX_ARTIFACT_BYTES
     stop_grace_s: float = DEFAULT_STOP_GRACE_S
     device_requests_per_s: float = DEFAULT_DEVICE_REQUESTS_PER_S
+    viam_quiet_s: float = DEFAULT_VIAM_QUIET_S
+    poll_jitter_percent: int = DEFAULT_POLL_JITTER_PERCENT
+    trusted_proxies: tuple[Network, ...] = ()
+    """Where X-Forwarded-* and Forwarded headers are believed."""
+    certificate_proxies: tuple[Network, ...] = ()
+    """Where X-Controller-Id and X-Authority headers are believed: proxies that have checked a client certificate."""
+    proxy_authorities: tuple[TrustedAuthority, ...] = ()
+    proxy_device_type: str | None = None
+    """What an unknown device becomes whose certificate such a proxy has checked; None turns it away."""
+
+    @property
+    def is_database_shared(self) -> bool:
+        """Whether other servers may write the database: one in our own data directory is ours alone, by its lock."""
+        return self.database_url is not None
 
     @property
     def effective_database_url(self) -> str:

@@ -5,18 +5,20 @@ Every change is compare-and-set on the execution's version, decided again when a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from flota.errors import NotFound, VersionMismatch
-from flota.fleet.devices import Device
+from flota.fleet.devices import Device, DeviceType, IdentityConflict
 from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState
 from flota.fleet.releases import Release
 from flota.fleet.rollouts import RolloutPolicy
 from flota.fleet.scope import DEFAULT_TENANT, Scope
 from flota.fleet.storage import DeviceSighting, Transaction
+from flota.fleet.update_rules import Showing, Stage, rules_for, show_update
+from flota.server.identity_watch import INTERVALS
 
 if TYPE_CHECKING:
     from flota.server.context import ServerContext
@@ -43,8 +45,20 @@ class Assignment:
     execution: Execution
     release: Release
     policy: RolloutPolicy
+    showing: Showing
+    """What the device is shown of it, unless it is being canceled: maintenance windows, confirmation, urgency."""
     expired: bool = False
     """It is queued, but its release may be offered no more: `close_expired` ends it."""
+
+    @property
+    def may_fetch(self) -> bool:
+        """Whether the device may have the release's file.
+
+        One that has begun may finish its download after its window has closed: only beginning waits for the next.
+        """
+        if self.cancel_requested or self.showing.stage is Stage.ASK:
+            return False
+        return self.showing.stage is Stage.TELL or self.execution.state is ExecutionState.IN_PROGRESS
 
     @property
     def cancel_requested(self) -> bool:
@@ -55,6 +69,32 @@ class Assignment:
 CANCEL_DETAIL: Final = "cancel"
 CANCEL_REJECTED: Final = "rejected"
 """Value of the detail `cancel` once a device said that it cannot stop: it goes on, and may still report its end."""
+
+
+ONLY_DOWNLOADED_DETAIL: Final = "only-downloaded"
+"""Set on an execution that ended well by being downloaded, because its rollout asked for no more."""
+
+CONFIRM_DETAIL: Final = "confirmation"
+CONFIRMED: Final = "confirmed"
+DENIED: Final = "denied"
+"""Values of the detail `confirmation`: what the device answered when it was asked."""
+
+
+def showing_of(
+    execution: Execution, policy: RolloutPolicy, device_type: DeviceType, device: Device, *, now: datetime
+) -> Showing:
+    """Return what the device is shown of an execution whose turn it is, at `now`."""
+    rules = rules_for(
+        urgency=policy.urgency,
+        forced_at=policy.forced_at,
+        rollout_confirm=policy.confirm,
+        rollout_maintenance=policy.maintenance,
+        type_confirm=device_type.confirm,
+        type_maintenance=device_type.maintenance,
+        download_ahead=device_type.download_ahead,
+    )
+    agreed = execution.details.get(CONFIRM_DETAIL) == CONFIRMED or device.auto_confirm is not None
+    return show_update(rules, agreed=agreed, now=now)
 
 
 def is_canceling(execution: Execution) -> bool:
@@ -78,13 +118,27 @@ async def current_assignment(
     transaction: Transaction, scope: Scope, device: Device, *, now: datetime
 ) -> Assignment | None:
     """Return what the device is to do: what it is at work on, else the oldest queued execution that may start."""
-    execution = await transaction.next_execution(scope, device.id)
-    if execution is None:
-        return None
-    release = await transaction.release(scope, execution.release_id)
-    policy = await transaction.rollout_policy(scope, execution.rollout_id)
-    expired = execution.state is ExecutionState.QUEUED and is_expired(release, now)
-    return Assignment(execution, release, policy, expired)
+    return (await current_assignments(transaction, scope, [device], now=now)).get(device.id)
+
+
+async def current_assignments(
+    transaction: Transaction, scope: Scope, devices: Sequence[Device], *, now: datetime
+) -> Mapping[int, Assignment]:
+    """Return by id what each device is to do, as `current_assignment` does; those with nothing to do are left out."""
+    executions = await transaction.next_executions(scope, [device.id for device in devices])
+    at_work = [device for device in devices if device.id in executions]
+    shared = executions.values()
+    releases = {key: await transaction.release(scope, key) for key in {one.release_id for one in shared}}
+    policies = {key: await transaction.rollout_policy(scope, key) for key in {one.rollout_id for one in shared}}
+    types = {key: await transaction.device_type(scope, key) for key in {one.type_name for one in at_work}}
+    assignments = {}
+    for device in at_work:
+        execution = executions[device.id]
+        release, policy = releases[execution.release_id], policies[execution.rollout_id]
+        showing = showing_of(execution, policy, types[device.type_name], device, now=now)
+        expired = execution.state is ExecutionState.QUEUED and is_expired(release, now)
+        assignments[device.id] = Assignment(execution, release, policy, showing, expired)
+    return assignments
 
 
 def is_expired(release: Release, now: datetime) -> bool:
@@ -109,6 +163,31 @@ async def close_expired(context: ServerContext, scope: Scope, device: Device) ->
             await transaction.change_execution(scope, queued.id, queued.version, change, now=now)
 
     await with_retries(context, close)
+
+
+async def open_assignment(context: ServerContext, scope: Scope, device: Device) -> Assignment | None:
+    """Return what the device is to do; what is queued for it but has expired is closed on the way."""
+    for _ in range(2):
+        async with context.storage.reading() as transaction:
+            assignment = await current_assignment(transaction, scope, device, now=context.now())
+        if assignment is None or not assignment.expired:
+            return assignment
+        await close_expired(context, scope, device)
+    return None
+
+
+async def installed_execution(transaction: Transaction, scope: Scope, device: Device) -> Execution | None:
+    """Return the latest execution that ended with its release installed on the device; downloads alone do not count."""
+    return (await installed_executions(transaction, scope, [device.id])).get(device.id)
+
+
+async def installed_executions(
+    transaction: Transaction, scope: Scope, device_ids: Sequence[int]
+) -> Mapping[int, Execution]:
+    """Return by device what `installed_execution` does; devices on which nothing was installed are left out."""
+    return await transaction.latest_executions(
+        scope, device_ids, ExecutionState.SUCCEEDED, without_detail=ONLY_DOWNLOADED_DETAIL
+    )
 
 
 async def with_retries(context: ServerContext, step: Callable[[Transaction], Awaitable[_T]]) -> _T:
@@ -140,7 +219,7 @@ async def start_assignment(
     if assignment.execution.state is not ExecutionState.QUEUED:
         return assignment
     execution = await with_retries(context, write)
-    return Assignment(execution, assignment.release, assignment.policy)
+    return replace(assignment, execution=execution)
 
 
 async def own_execution(transaction: Transaction, scope: Scope, device: Device, execution_id: int) -> Execution:
@@ -164,6 +243,32 @@ async def report(
         started = ExecutionChange(ExecutionState.IN_PROGRESS, message="the device reports about it")
         execution = await transaction.change_execution(scope, execution.id, execution.version, started, now=now)
     return await transaction.change_execution(scope, execution.id, execution.version, change, now=now)
+
+
+async def notice_address(context: ServerContext, scope: Scope, device: Device, address: str | None) -> None:
+    """See whether a device that asks from another address than before does so as two devices would."""
+    if address is None or device.address in (None, address):
+        return
+    async with context.storage.reading() as transaction:
+        interval_s = (await transaction.device_type(scope, device.type_name)).poll_interval_s
+    within = timedelta(seconds=INTERVALS * interval_s)
+    await note_identity_conflict(
+        context, scope, device, trait="address", before=device.address or "", after=address, within=within
+    )
+
+
+async def note_identity_conflict(
+    context: ServerContext, scope: Scope, device: Device, *, trait: str, before: str, after: str, within: timedelta
+) -> None:
+    """Note that a trait of the device changed; if it goes back and forth `within` that time, mark the device."""
+    if device.identity_conflict is None:
+        context.identity_watch.settled(device.id)
+    now = context.now()
+    seen = context.identity_watch.changed(device.id, trait, before, after, now=now, within=within)
+    if seen is None:
+        return
+    async with context.storage.transaction() as transaction:
+        await transaction.note_identity_conflict(scope, device.id, IdentityConflict(trait, seen, now))
 
 
 def sight(

@@ -12,27 +12,33 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Self
+from typing import Self, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncTransaction
 
+from flota.fleet.changes import Changes
 from flota.fleet.scope import Tenant
 from flota.fleet.storage import Transaction
+from flota.store.change_notes import ChangeNotes, note_statements, noting_in
 from flota.store.connections import open_engines
 from flota.store.failures import as_flota_error
 from flota.store.queries.audit import AuditQueries
 from flota.store.queries.devices import DeviceQueries
+from flota.store.queries.gateway_tokens import GatewayTokenQueries
 from flota.store.queries.releases import ReleaseQueries
 from flota.store.queries.tenants import TenantQueries
 from flota.store.schema import bring_to_head
 
 CommitCallback = Callable[[frozenset[int]], None]
+ChangeCallback = Callable[[Changes], None]
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
 
-class DatabaseTransaction(TenantQueries, DeviceQueries, ReleaseQueries, AuditQueries):
+class DatabaseTransaction(TenantQueries, GatewayTokenQueries, DeviceQueries, ReleaseQueries, AuditQueries):
     """All queries on one connection; see the modules of `flota.store.queries`."""
 
 
@@ -43,6 +49,8 @@ class Database:
         self._writers = writers
         self._readers = readers
         self._callbacks: list[CommitCallback] = []
+        self._change_callbacks: list[ChangeCallback] = []
+        note_statements(writers)
 
     @classmethod
     async def open(cls, url: str) -> Self:
@@ -76,6 +84,13 @@ class Database:
         """Call `callback` after each commit that added audit entries, with the ids of the tenants that got some."""
         self._callbacks.append(callback)
 
+    def on_change(self, callback: ChangeCallback) -> None:
+        """Call `callback` after each commit that concerns devices, before whoever made it goes on.
+
+        It is called too when it is not known whether a commit succeeded. What other processes commit is not told.
+        """
+        self._change_callbacks.append(callback)
+
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Read and write; commits when the block ends without an error, else leaves no trace."""
         return self._transaction()
@@ -93,6 +108,8 @@ class Database:
     async def _transaction(self) -> AsyncIterator[DatabaseTransaction]:
         with _database_errors_as_ours():
             async with self._writers.connect() as connection:
+                notes = ChangeNotes()
+                connection = await connection.execution_options(**noting_in(notes))
                 begun = await connection.begin()
                 unit = DatabaseTransaction(connection)
                 try:
@@ -101,7 +118,7 @@ class Database:
                 except BaseException:
                     await begun.rollback()
                     raise
-                await self._commit(begun, tenants)
+                await self._commit(begun, tenants, notes.changes)
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[DatabaseTransaction]:
@@ -109,26 +126,38 @@ class Database:
             async with self._readers.connect() as connection:
                 yield DatabaseTransaction(connection)
 
-    async def _commit(self, begun: AsyncTransaction, tenants: frozenset[int]) -> None:
+    async def _commit(self, begun: AsyncTransaction, tenants: frozenset[int], changes: Changes) -> None:
         """Commit and tell the callbacks, even if the task is canceled meanwhile: who follows must not miss an entry."""
         commit = asyncio.ensure_future(begun.commit())
         try:
             await asyncio.shield(commit)
         except asyncio.CancelledError:
             await asyncio.wait({commit})
+            self._tell_changes(changes)
             if commit.exception() is None:
                 self._tell(tenants)
             raise
+        except BaseException:
+            self._tell_changes(changes)  # it may have reached the database all the same
+            raise
+        self._tell_changes(changes)
         self._tell(tenants)
 
     def _tell(self, tenants: frozenset[int]) -> None:
-        if not tenants:
-            return
-        for callback in self._callbacks:
-            try:
-                callback(tenants)
-            except Exception:  # noqa: BLE001 - the commit is done: a follower's defect must not look like a failed write
-                _log.exception("a commit callback failed")
+        if tenants:
+            _call_all(self._callbacks, tenants)
+
+    def _tell_changes(self, changes: Changes) -> None:
+        if changes:
+            _call_all(self._change_callbacks, changes)
+
+
+def _call_all(callbacks: Sequence[Callable[[_T], None]], value: _T) -> None:
+    for callback in callbacks:
+        try:
+            callback(value)
+        except Exception:  # noqa: BLE001 - the commit is done: a follower's defect must not look like a failed write
+            _log.exception("a commit callback failed")
 
 
 class _database_errors_as_ours:  # noqa: N801 - reads as a statement

@@ -83,6 +83,7 @@ access_tokens: Final = sa.Table(
     sa.Column("secret_sha256", sa.String(DIGEST_HEX_LEN), nullable=False, unique=True),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("revoked_at", UtcTime),
+    sa.Column("expires_at", UtcTime),
     sqlite_autoincrement=True,
 )
 sa.Index(
@@ -111,6 +112,11 @@ device_types: Final = sa.Table(
     sa.Column("poll_interval_s", sa.Integer, nullable=False),
     sa.Column("description", sa.Text, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("confirm", sa.Boolean, nullable=False, default=False),
+    sa.Column("maintenance", sa.Text),
+    sa.Column("download_ahead", sa.Boolean, nullable=False, default=False),
+    sa.Column("bootloader_idf_version", sa.Text),
+    sa.Column("secure_boot_keys", sa.JSON, nullable=False, default=list),
     sa.UniqueConstraint("tenant_id", "name"),
     sqlite_autoincrement=True,
 )
@@ -137,6 +143,11 @@ devices: Final = sa.Table(
     sa.Column("created_at", UtcTime, nullable=False),
     # A removed device keeps its row, because its executions are history; its name and MAC are free again.
     sa.Column("removed_at", UtcTime),
+    # While a token is rotated the one before works too, until then or until the new one is used.
+    sa.Column("previous_token_sha256", sa.String(DIGEST_HEX_LEN)),
+    sa.Column("previous_token_until", UtcTime),
+    sa.Column("auto_confirm", sa.JSON(none_as_null=True)),
+    sa.Column("identity_conflict", sa.JSON(none_as_null=True)),
     sqlite_autoincrement=True,
 )
 for _column in (devices.c.name, devices.c.mac):
@@ -148,6 +159,39 @@ for _column in (devices.c.name, devices.c.mac):
         sqlite_where=devices.c.removed_at.is_(None),
         postgresql_where=devices.c.removed_at.is_(None),
     )
+
+gateway_tokens: Final = sa.Table(
+    "gateway_tokens",
+    metadata,
+    _id(),
+    _tenant(),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("secret_sha256", sa.String(DIGEST_HEX_LEN), nullable=False, unique=True),
+    # The type that devices nobody registered become; without one they are turned away.
+    sa.Column("type_id", sa.ForeignKey("device_types.id")),
+    sa.Column("all_devices", sa.Boolean, nullable=False),
+    sa.Column("selector", sa.Text),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("expires_at", UtcTime),
+    sa.Column("revoked_at", UtcTime),
+    sqlite_autoincrement=True,
+)
+sa.Index(
+    "uq_gateway_tokens_live_name",
+    gateway_tokens.c.tenant_id,
+    gateway_tokens.c.name,
+    unique=True,
+    sqlite_where=gateway_tokens.c.revoked_at.is_(None),
+    postgresql_where=gateway_tokens.c.revoked_at.is_(None),
+)
+
+gateway_token_devices: Final = sa.Table(
+    "gateway_token_devices",
+    metadata,
+    sa.Column("token_id", sa.ForeignKey("gateway_tokens.id"), primary_key=True),
+    # A name, not a row: a gateway may bring a device that nobody has registered yet.
+    sa.Column("device_name", sa.Text, primary_key=True),
+)
 
 artifacts: Final = sa.Table(
     "artifacts",
@@ -208,6 +252,18 @@ release_signatures: Final = sa.Table(
     sa.Column("created_at", UtcTime, nullable=False),
 )
 
+release_sboms: Final = sa.Table(
+    "release_sboms",
+    metadata,
+    sa.Column("release_id", sa.ForeignKey("releases.id"), primary_key=True),
+    sa.Column("artifact_id", sa.ForeignKey("artifacts.id"), nullable=False, index=True),
+    sa.Column("format", sa.String(16), nullable=False),
+    sa.Column("spec_version", sa.Text, nullable=False),
+    sa.Column("component_count", sa.Integer, nullable=False),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+)
+
 rollouts: Final = sa.Table(
     "rollouts",
     metadata,
@@ -224,6 +280,10 @@ rollouts: Final = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("changed_at", UtcTime, nullable=False),
+    sa.Column("urgency", sa.String(16), nullable=False, default="forced"),
+    sa.Column("forced_at", UtcTime),
+    sa.Column("confirm", sa.Boolean),
+    sa.Column("maintenance", sa.Text),
     sa.UniqueConstraint("tenant_id", "name"),
     sqlite_autoincrement=True,
 )

@@ -80,7 +80,7 @@ async def http10_exchange(
     parts = split_url(url)
     port = parts.port or DEFAULT_PORTS[parts.scheme]
     secure = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
-    connecting = _connect(parts.hostname or "", port, secure)
+    connecting = connect_as_device(parts.hostname or "", port, secure)
     reader, writer = await _in_time(connecting, silence_limit_s, broken=f"cannot connect to {parts.hostname}:{port}")
     try:
         writer.write(request)
@@ -108,12 +108,13 @@ def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
     return int(words[1]), headers
 
 
-async def _connect(
+async def connect_as_device(
     host: str, port: int, tls: ssl.SSLContext | None
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect with a device's small receive window, which has to be set before the connection is made.
 
     It matters to the other side: what a device has not taken stays with the server, which so learns of a break.
+    Raises `OSError`.
     """
     loop = asyncio.get_running_loop()
     failure: OSError | None = None

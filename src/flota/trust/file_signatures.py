@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 
 from flota.errors import InvalidInput, Refused
 from flota.trust.keys import load_private_key
-from flota.trust.public_keys import Algorithm, BadKey, load_public_key
+from flota.trust.public_keys import Algorithm, BadKey, kind_in_words, load_public_key
 
 RSA_BITS: Final = (2048, 3072)
 RSA_EXPONENT: Final = 65537
@@ -78,7 +78,7 @@ class FilePublicKey:
             return cls(_pem_of(key), (FileAlgorithm.ECDSA_P256,))
         if isinstance(key, rsa.RSAPublicKey) and key.key_size in RSA_BITS and key.public_numbers().e == RSA_EXPONENT:
             return cls(_pem_of(key), (FileAlgorithm.RSA_PKCS1, FileAlgorithm.RSA_PSS))
-        raise BadKey("this kind of key signs no files", expected=_EXPECTED_KEYS, found=_kind_of(key))
+        raise _unsuited(key)
 
     def check(self, digest: bytes, signature: bytes, algorithm: FileAlgorithm | None = None) -> None:
         """Return if `signature` is this key's over the file whose SHA-256 is `digest` (32 bytes).
@@ -115,7 +115,7 @@ class FilePrivateKey:
         key = load_private_key(pem, password)
         if isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
             return cls(key)
-        raise BadKey("this kind of key signs no files", expected=_EXPECTED_KEYS, found=_kind_of(key))
+        raise _unsuited(key)
 
     def sign(self, digest: bytes, algorithm: FileAlgorithm | None = None) -> bytes:
         """Return the signature of the file whose SHA-256 is `digest` (32 bytes).
@@ -130,6 +130,15 @@ class FilePrivateKey:
 
     def __repr__(self) -> str:
         return f"FilePrivateKey({', '.join(self.public.algorithms)})"
+
+
+def _unsuited(key: object) -> BadKey:
+    return BadKey(
+        "this kind of key signs no files",
+        expected=_EXPECTED_KEYS,
+        found=kind_in_words(key),
+        hint="`flota key create NAME --kind rsa-3072` or `--kind p256` makes one that does.",
+    )
 
 
 def _padding_of(algorithm: FileAlgorithm) -> padding.AsymmetricPadding:
@@ -154,11 +163,3 @@ def _check_digest(digest: bytes) -> None:
 def _pem_of(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> str:
     info = serialization.PublicFormat.SubjectPublicKeyInfo
     return key.public_bytes(serialization.Encoding.PEM, info).decode("ascii")
-
-
-def _kind_of(key: object) -> str:
-    if isinstance(key, rsa.RSAPublicKey | rsa.RSAPrivateKey):
-        return f"RSA-{key.key_size}"
-    if isinstance(key, ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey):
-        return f"an elliptic-curve key on {key.curve.name}"
-    return type(key).__name__.lstrip("_")

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
 
 from flota.images.mcuboot import ImageKeyKind, ImageSigner
-from flota.trust.keys import load_private_key
-from flota.trust.public_keys import Algorithm, BadKey, load_public_key
+from flota.trust.keys import load_private_key, pack_private_key
+from flota.trust.public_keys import Algorithm, BadKey, kind_in_words, load_public_key
 
 RSA_BITS: Final = {2048: ImageKeyKind.RSA_2048, 3072: ImageKeyKind.RSA_3072}
 RSA_EXPONENT: Final = 65537
@@ -76,6 +76,14 @@ class ImagePublicKey:
         """SHA-256 of `encoded` (32 bytes): what images name the key by. Not the key id of releases when it is RSA."""
         return hashlib.sha256(self.encoded).digest()
 
+    @property
+    def key_id(self) -> str:
+        """Hex SHA-256 of the SubjectPublicKeyInfo in DER, as with keys of releases: one name for a key everywhere."""
+        key = load_public_key(self.pem)
+        assert isinstance(key, _PublicObject)
+        info = serialization.PublicFormat.SubjectPublicKeyInfo
+        return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, info)).hexdigest()
+
     def is_signature_of(self, digest: bytes, signature: bytes) -> bool:
         """Say whether `signature` is this key's signature of the image with the SHA-256 `digest` (32 bytes)."""
         key = load_public_key(self.pem)
@@ -124,14 +132,12 @@ class ImagePrivateKey:
         if isinstance(key, rsa.RSAPrivateKey) and _kind_of(key.public_key()) is ImageKeyKind.RSA_2048:
             raise BadKey("RSA-2048 is too short to sign new images with", expected="RSA-3072", found="RSA-2048")
         if not isinstance(key, _PrivateObject):
-            raise BadKey("this kind of key is not supported", expected=_EXPECTED, found=type(key).__name__.lstrip("_"))
+            raise BadKey("this kind of key is not supported", expected=_EXPECTED, found=kind_in_words(key))
         return cls(key)
 
-    def to_pem(self) -> bytes:
-        """Return the key as PKCS#8 in PEM, not encrypted."""
-        return self._key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+    def to_pem(self, password: bytes | str | None = None) -> bytes:
+        """Return the key as PKCS#8 in PEM, encrypted if a password is given. An empty password raises `BadKey`."""
+        return pack_private_key(self._key, password)
 
     def sign(self, digest: bytes) -> bytes:
         """Return the signature of the image whose SHA-256 is `digest` (32 bytes)."""
@@ -163,7 +169,7 @@ def _kind_of(key: object) -> ImageKeyKind:
             return ImageKeyKind.P256
         found = f"an elliptic-curve key on {key.curve.name}"
     else:
-        found = type(key).__name__.lstrip("_")
+        found = kind_in_words(key)
     raise BadKey("this kind of key is not supported", expected=_EXPECTED, found=found)
 
 

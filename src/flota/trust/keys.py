@@ -8,9 +8,16 @@ from __future__ import annotations
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from flota.trust.public_keys import KEY_FILE_MAX_BYTES, BadKey, KeyKind, PublicKey, key_id_of
+from flota.trust.public_keys import (
+    KEY_FILE_MAX_BYTES,
+    BadKey,
+    KeyKind,
+    PublicKey,
+    key_id_of,
+    unsuited_for_releases,
+)
 from flota.trust.signatures import Signature
 
 __all__ = ["BadKey", "KeyKind", "PasswordNeeded", "PrivateKey", "PublicKey", "WrongPassword", "key_id_of"]
@@ -56,20 +63,11 @@ class PrivateKey:
         key = load_private_key(pem, password)
         if isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
             return cls(key)
-        raise BadKey(
-            "this kind of key is not supported", expected="P-256 or Ed25519", found=type(key).__name__.lstrip("_")
-        )
+        raise unsuited_for_releases(key)
 
     def to_pem(self, password: bytes | str | None = None) -> bytes:
         """Return the key as PKCS#8 in PEM, encrypted if a password is given. An empty password raises `BadKey`."""
-        secret = password.encode() if isinstance(password, str) else password
-        if secret == b"":
-            raise BadKey("the password is empty", hint="Give a password, or none at all.")
-        return self._key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.BestAvailableEncryption(secret) if secret else serialization.NoEncryption(),
-        )
+        return pack_private_key(self._key, password)
 
     @property
     def kind(self) -> KeyKind:
@@ -96,6 +94,20 @@ class PrivateKey:
 
     def __repr__(self) -> str:
         return f"PrivateKey({self.kind}, {self.key_id[:16]}…)"
+
+
+def pack_private_key(
+    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey, password: bytes | str | None
+) -> bytes:
+    """Return a key of any kind as `PrivateKey.to_pem` does."""
+    secret = password.encode() if isinstance(password, str) else password
+    if secret == b"":
+        raise BadKey("the password is empty", hint="Give a password, or none at all.")
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(secret) if secret else serialization.NoEncryption(),
+    )
 
 
 def load_private_key(pem: bytes, password: bytes | str | None = None) -> object:

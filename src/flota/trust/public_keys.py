@@ -14,7 +14,7 @@ from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from flota.errors import InvalidInput
 
@@ -72,7 +72,7 @@ class PublicKey:
         elif isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
             kind = KeyKind.P256
         else:
-            raise BadKey("this kind of key is not supported", expected="P-256 or Ed25519", found=_kind_of(key))
+            raise unsuited_for_releases(key)
         info = serialization.PublicFormat.SubjectPublicKeyInfo
         return cls(
             kind=kind,
@@ -120,7 +120,26 @@ def key_id_of(public_pem: str) -> str:
     return PublicKey.from_pem(public_pem).key_id
 
 
-def _kind_of(key: object) -> str:
-    if isinstance(key, ec.EllipticCurvePublicKey):
+def unsuited_for_releases(key: object) -> BadKey:
+    """Return the error for a key (of the cryptography library) of a kind that signs no releases."""
+    is_rsa = isinstance(key, rsa.RSAPublicKey | rsa.RSAPrivateKey)
+    return BadKey(
+        "this kind of key signs no releases",
+        expected="P-256 or Ed25519",
+        found=kind_in_words(key),
+        hint="RSA keys are for MCUboot images, Secure Boot and files (`flota key sign`). "
+        "`flota key create NAME` makes a key for releases."
+        if is_rsa
+        else "`flota key create NAME` makes a key for releases.",
+    )
+
+
+def kind_in_words(key: object) -> str:
+    """Return what kind of key (of the cryptography library) this is, for errors."""
+    if isinstance(key, rsa.RSAPublicKey | rsa.RSAPrivateKey):
+        return f"RSA-{key.key_size}"
+    if isinstance(key, ed25519.Ed25519PublicKey | ed25519.Ed25519PrivateKey):
+        return "Ed25519"
+    if isinstance(key, ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey):
         return f"an elliptic-curve key on {key.curve.name}"
     return type(key).__name__.lstrip("_")

@@ -146,7 +146,7 @@ class VirtualDevice:
             report = self.hardware.boot()
             self._tell_boot(report, reason)
             await self._pace.pay()
-            await self._until_interrupted(self._run_app(report, reason))
+            await self._until_interrupted(self.run_app(report, reason))
         except Restart as restart:
             self._tell(EventKind.RESTART, f"restart: {restart}", reason=restart.reason.value)
             return restart.reason
@@ -173,9 +173,13 @@ class VirtualDevice:
             with contextlib.suppress(asyncio.CancelledError, Restart, PowerCut):
                 await app
 
-    async def _run_app(self, report: BootReport, reason: ResetReason) -> None:
+    async def run_app(self, report: BootReport, reason: ResetReason) -> None:
+        """Live through what one boot started: self-test, confirmation, agent. Ends by `Restart`, or not at all.
+
+        It waits for nothing but the pace and what the agent waits for: the same code runs in a fleet and in a sweep.
+        """
         if report.app is None or report.slots is None:
-            await asyncio.Event().wait()  # a reset loop without effect: only a programmer or the plug can help
+            await self._pace.wait_for_ever()  # a reset loop without effect: only a programmer or the plug can help
             return
         app, slots = report.app, report.slots
         self.app = app
@@ -189,7 +193,7 @@ class VirtualDevice:
         if behaviour is Behaviour.LOSE_NETWORK or self._agent is None:
             if behaviour is Behaviour.LOSE_NETWORK:
                 self._tell(EventKind.NO_NETWORK, "the app cannot reach the network")
-            await asyncio.Event().wait()
+            await self._pace.wait_for_ever()
             return
         await self._agent.run(context)
 

@@ -5,10 +5,12 @@ Source: docs/reference/virtual-devices.md, "ESP32 boards".
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from flota.boards.model import Board
 from flota.errors import InvalidInput
@@ -24,6 +26,7 @@ from flota.images.esp_partitions import (
     parse_csv,
     parse_table,
 )
+from flota.images.esp_partitions.table import SUBTYPE_DATA_NVS, TYPE_DATA
 from flota.images.esp_secure_boot import SIGNATURE_SECTOR_SIZE, find_signature_blocks
 from flota.images.esp_verify import verify_app
 from flota.images.markers import find_markers
@@ -40,6 +43,7 @@ from flota.virtual.boot.esp_idf import (
     decide,
 )
 from flota.virtual.boot.esp_load import refuse_illegal_load_addresses
+from flota.virtual.esp_nvs import FlashNvs
 from flota.virtual.esp_ota import AppPartition, EspOta, OtaData, OtaLayout, layout_of
 from flota.virtual.esp_slots import EspSlots
 from flota.virtual.flash import FlashOperation, FlashOperationKind, NorFlash
@@ -49,10 +53,18 @@ from flota.virtual.pace import SECTOR_ERASE_S, Pace, program_time_s
 from flota.virtual.slots import RunningApp
 
 FLASH_NAME: Final = "flash.bin"
+NVS_LABEL: Final = "nvs"
+"""Of the partition that ESP-IDF opens by default."""
+
 SECURE_VERSION_FUSE: Final = "secure_version"
 PROGRAMMER_CHUNK_BYTES: Final = 4096
 EFUSE_BLOCK_REVISION: Final = 103
 """Of the virtual chips, major x 100 + minor: that of current ESP32-C3 stock."""
+
+CONTENTS_MAX: Final = 64
+"""How many slot contents a board remembers its judgement of, where the memory can tell contents apart."""
+
+Judged = TypeVar("Judged")
 
 
 class EspHardware:
@@ -77,6 +89,7 @@ class EspHardware:
         self._fuses = fuses
         self._notes = ImageNotes(nvs)
         self._pace = pace
+        self._judged: dict[Hashable, object] = {}
         flash.listener = self._spend_time
 
     # --- power and boot -----------------------------------------------------------------------------------------------
@@ -182,11 +195,18 @@ class EspHardware:
 
     def table(self) -> PartitionTable:
         """Return the partition table in flash. Raises `ImageError`."""
-        return parse_table(self.flash.read(DEFAULT_TABLE_OFFSET, TABLE_SIZE), flash_size=self.flash.size)
+        return _parsed_table(self.flash.read(DEFAULT_TABLE_OFFSET, TABLE_SIZE), self.flash.size)
 
     def layout(self) -> OtaLayout:
         """Return where otadata and apps are."""
         return layout_of(self.table())
+
+    def esp_nvs(self) -> FlashNvs | None:
+        """Return the partition in which apps keep their settings: labelled `nvs`, of the subtype nvs; None without."""
+        row = self.table().find(NVS_LABEL)
+        if row is None or (row.type, row.subtype) != (TYPE_DATA, SUBTYPE_DATA_NVS):
+            return None
+        return FlashNvs(self.flash, row.offset, row.size)
 
     def slot_names(self) -> tuple[str, ...]:
         """Return the labels of the app partitions."""
@@ -247,12 +267,17 @@ class EspHardware:
             burn=self._burn,
         )
         app = self._app(partition, awaits_confirmation=self.build.rolls_back and self._is_pending(ota, partition))
-        return BootReport(app, EspSlots(ota, layout, self.flash, app, self._pace), refused, writes)
+        slots = EspSlots(ota, layout, self.flash, app, self._pace, nvs=self.esp_nvs())
+        return BootReport(app, slots, refused, writes)
 
     def _is_pending(self, ota: EspOta, partition: AppPartition) -> bool:
         return partition.index >= 0 and ota.state_of(partition.index) == OtaState.PENDING_VERIFY
 
     def _app(self, partition: AppPartition, *, awaits_confirmation: bool) -> RunningApp:
+        app = self._judge_content("app", partition, lambda: self._read_app(partition))
+        return replace(app, awaits_confirmation=awaits_confirmation)
+
+    def _read_app(self, partition: AppPartition) -> RunningApp:
         content = self.flash.read(partition.address, partition.size)
         layout = walk_image(content)
         image = content[: layout.image_size]
@@ -265,7 +290,6 @@ class EspHardware:
             sha256=hashlib.sha256(image).hexdigest(),
             md5=hashlib.md5(image, usedforsecurity=False).hexdigest(),
             validation_hash=check_hash(image, layout).hex(),
-            awaits_confirmation=awaits_confirmation,
             markers=find_markers(image),
         )
 
@@ -286,6 +310,27 @@ class EspHardware:
         return None
 
     def _verified(self, partition: AppPartition) -> EspImageLayout:
+        return self._judge_content("image", partition, lambda: self._verify(partition))
+
+    def _judge_content(self, question: str, partition: AppPartition, judge: Callable[[], Judged]) -> Judged:
+        """Return (or raise) what `judge` says of the partition, from memory where its very sectors were judged before."""
+        content = self.flash.content_key(partition.address, partition.size)
+        if content is None:
+            return judge()
+        key = (question, partition, content)
+        if key not in self._judged:
+            if len(self._judged) >= CONTENTS_MAX:
+                self._judged.clear()
+            try:
+                self._judged[key] = judge()
+            except ImageError as error:
+                self._judged[key] = error
+        answer = self._judged[key]
+        if isinstance(answer, ImageError):
+            raise answer.with_traceback(None)
+        return answer  # type: ignore[return-value]  # `question` names what `judge` returns
+
+    def _verify(self, partition: AppPartition) -> EspImageLayout:
         content = self.flash.read(partition.address, partition.size)
         layout = verify_app(content, chip=self.chip, chip_revision=self.board.chip_revision, slot_size=partition.size)
         desc = _descriptor(content[APP_DESC_FILE_OFFSET:])
@@ -342,3 +387,8 @@ def open_flash(directory: Path, board: Board) -> NorFlash:
 
 def _descriptor(raw: bytes) -> EspAppDesc | None:
     return parse_app_desc(raw[:APP_DESC_SIZE]) if has_app_desc(raw[:APP_DESC_SIZE]) else None
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed_table(data: bytes, flash_size: int) -> PartitionTable:
+    return parse_table(data, flash_size=flash_size)

@@ -6,7 +6,9 @@ from typing import Final
 
 from flota.images.esp_app import IMAGE_MAGIC
 from flota.images.esp_otadata import OtaState
+from flota.virtual.esp_nvs import FlashNvs
 from flota.virtual.esp_ota import (
+    SIZE_UNKNOWN,
     WITH_SEQUENTIAL_WRITES,
     AppPartition,
     EspError,
@@ -37,9 +39,19 @@ _STATES: Final = {
 class EspSlots:
     """The slots of the running app."""
 
-    def __init__(self, ota: EspOta, layout: OtaLayout, flash: NorFlash, running: RunningApp, pace: Pace) -> None:
+    def __init__(
+        self,
+        ota: EspOta,
+        layout: OtaLayout,
+        flash: NorFlash,
+        running: RunningApp,
+        pace: Pace,
+        *,
+        nvs: FlashNvs | None = None,
+    ) -> None:
         self.ota = ota
         self.running = running
+        self.nvs = nvs
         self._flash = flash
         self._pace = pace
         self._by_label = {partition.label: partition for partition in layout.apps.values()}
@@ -62,6 +74,12 @@ class EspSlots:
         handle = self.ota.begin(self._partition(slot).index, WITH_SEQUENTIAL_WRITES)
         await self._pace.pay()
         return EspSlotWriter(self.ota, handle, self._pace)
+
+    async def begin_erased(self, slot: str) -> EspFrameWriter:
+        """Open the slot for an image of unknown size: the whole slot is erased before this returns."""
+        handle = self.ota.begin(self._partition(slot).index, SIZE_UNKNOWN)
+        await self._pace.pay()
+        return EspFrameWriter(self.ota, handle, self._pace)
 
     async def resume(self, slot: str, size: int, written: int) -> SlotWriter:
         """Open the slot again at a whole number of sectors."""
@@ -147,6 +165,42 @@ class EspSlotWriter:
         """Write the rest and verify."""
         self._ota.write(self._handle, bytes(self._buffer))
         self._buffer.clear()
+        self._ota.end(self._handle)
+        await self._pace.pay()
+
+    def abandon(self) -> None:
+        """Close without making bootable."""
+        self._ota.abort(self._handle)
+
+
+class EspFrameWriter:
+    """Writes what it is given at once through `esp_ota_write`, into a slot that is erased already."""
+
+    def __init__(self, ota: EspOta, handle: OtaHandle, pace: Pace) -> None:
+        self._ota = ota
+        self._handle = handle
+        self._pace = pace
+
+    @property
+    def slot(self) -> str:
+        """Label of the slot."""
+        return self._handle.partition.label
+
+    @property
+    def durable(self) -> int:
+        """Nothing: who erases everything first never resumes."""
+        return 0
+
+    async def write(self, data: bytes) -> None:
+        """Write the next bytes, in pieces that end with a sector."""
+        while data:
+            room = WRITE_BUFFER_BYTES - self._handle.written % WRITE_BUFFER_BYTES
+            self._ota.write(self._handle, data[:room])
+            data = data[room:]
+        await self._pace.pay()
+
+    async def finish(self) -> None:
+        """Verify the image."""
         self._ota.end(self._handle)
         await self._pace.pay()
 

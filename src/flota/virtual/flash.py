@@ -1,10 +1,11 @@
 """NOR flash: erase sets a sector to 0xFF, a program only clears bits, and the power may go at any moment.
 
 Rules that a driver could break are not errors that its code may catch: `FlashViolation` derives from `BaseException`.
-So does `PowerCut`: nothing that runs on a device survives its own death.
+So does `PowerCut`: nothing that runs on a device survives its own death. A board with several chips gives them one
+`Power`: their operations are counted together, and a cut takes all of them.
 
-Source: docs/reference/virtual-devices.md, "Flash"; the shape of the cut hook follows mcu-tools/mcuboot:sim/simflash and
-littlefs-project/littlefs:bd/lfs_emubd.c.
+Source: docs/reference/virtual-devices.md, "Flash"; docs/reference/power-cuts.md. The shape of the cut hook follows
+mcu-tools/mcuboot:sim/simflash and littlefs-project/littlefs:bd/lfs_emubd.c.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import enum
 import mmap
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NoReturn, Protocol, Self
+
+from flota.virtual.sector_memory import SectorMemory
 
 ERASED_BYTE: Final = 0xFF
 
@@ -35,20 +38,26 @@ class PowerCut(BaseException):
 
 
 class FlashOperationKind(enum.StrEnum):
-    """What changes flash."""
+    """What changes what outlives the power: flash, or a store whose changes are whole or not at all."""
 
     ERASE = "erase"
     PROGRAM = "program"
+    COMMIT = "commit"
 
 
 @dataclass(frozen=True, slots=True)
 class FlashOperation:
-    """One erase of one sector, or one program of `length` bytes at `address`; `number` counts from 0 since power-on."""
+    """One erase of one sector, one program of `length` bytes at `address`, or one commit of a store.
+
+    `number` counts from 0 since power-on, over all chips of the board. `after` is what stands there afterwards.
+    """
 
     number: int
     kind: FlashOperationKind
     address: int
     length: int
+    chip: str = "flash"
+    after: bytes = field(default=b"", repr=False, compare=False)
 
 
 class CutPhase(enum.StrEnum):
@@ -103,6 +112,36 @@ def words(mask: int) -> Tear:
     return tear
 
 
+def first_bytes(count: int) -> Tear:
+    """Return a tear that finishes the first `count` bytes; a negative count leaves out that many at the end."""
+
+    def tear(before: bytes, after: bytes) -> bytes:
+        return after[:count] + before[len(after[:count]) :]
+
+    return tear
+
+
+def random_last_unit(rng: random.Random, unit: int) -> Tear:
+    """Return a tear that finishes all but the last `unit` bytes, of which each bit independently is old or new."""
+    mix = random_bits(rng)
+
+    def tear(before: bytes, after: bytes) -> bytes:
+        return after[:-unit] + mix(before[-unit:], after[-unit:])
+
+    return tear
+
+
+@dataclass(frozen=True, slots=True)
+class WeakErase:
+    """A tear of an erase that ended too early: the sector reads as erased here and as before there, anew each time."""
+
+    number: int
+
+    def __call__(self, before: bytes, after: bytes) -> bytes:
+        """Return what an erase leaves; the flash adds that it cannot be relied on."""
+        return after
+
+
 def random_bits(rng: random.Random) -> Tear:
     """Return a tear in which each bit independently is old or new."""
 
@@ -136,6 +175,52 @@ PowerPlan = Callable[[FlashOperation], Cut | None]
 """Asked before each flash operation: a `Cut`, or None to go on."""
 
 
+class Power:
+    """The power supply of a board: counts operations from 0 at power-on and asks `plan` before each.
+
+    After a cut every access raises `PowerCut` until `power_on`.
+    """
+
+    __slots__ = ("number", "on", "plan")
+
+    def __init__(self, plan: PowerPlan | None = None) -> None:
+        self.plan = plan
+        self.on = True
+        self.number = 0
+
+    def check(self) -> None:
+        """Raise `PowerCut` if there is no power."""
+        if not self.on:
+            raise PowerCut("the device has no power")
+
+    def announce(
+        self, kind: FlashOperationKind, chip: str, address: int, after: bytes
+    ) -> tuple[FlashOperation, Cut | None]:
+        """Return the operation with its number, and the cut that the plan has for it."""
+        self.check()
+        operation = FlashOperation(self.number, kind, address, len(after), chip, after)
+        self.number += 1
+        return operation, None if self.plan is None else self.plan(operation)
+
+    def fail(self, operation: FlashOperation, cut: Cut) -> NoReturn:
+        """Take the power away in the middle of things."""
+        self.on = False
+        raise PowerCut(f"{cut.phase} {operation.kind} {operation.number} at {operation.address:#x}")
+
+
+class Memory(Protocol):
+    """What holds the bytes of a chip: a `bytearray`, a mapped file, or a `SectorMemory`, which keeps snapshots."""
+
+    def __len__(self) -> int:
+        """Return the size in bytes."""
+
+    def __getitem__(self, span: slice, /) -> bytes | bytearray:
+        """Return the bytes of a span."""
+
+    def __setitem__(self, span: slice, data: bytes, /) -> None:
+        """Replace the bytes of a span by as many others."""
+
+
 @dataclass(slots=True)
 class FlashCounters:
     """Operations and bytes since the object was made."""
@@ -148,30 +233,31 @@ class FlashCounters:
 class NorFlash:
     """NOR flash of `len(memory)` bytes.
 
-    `sector_size` and `write_alignment` in bytes. `plan` is asked at each operation whether the power goes;
-    after a cut every access raises `PowerCut` until `power_on`. `listener` hears of each finished operation.
+    `sector_size` and `write_alignment` in bytes. `power` is the board's (None = a supply of its own); `name` tells the
+    board's chips apart. `listener` hears of each finished operation.
     Source: docs/reference/virtual-devices.md, "Flash".
     """
 
     def __init__(
         self,
-        memory: bytearray | mmap.mmap,
+        memory: Memory,
         *,
         sector_size: int = 4096,
         write_alignment: int = 4,
-        plan: PowerPlan | None = None,
+        power: Power | None = None,
+        name: str = "flash",
     ) -> None:
         if len(memory) % sector_size or sector_size % write_alignment:
             raise ValueError(f"a flash of {len(memory)} bytes has no whole sectors of {sector_size}")
         self._memory = memory
         self.sector_size = sector_size
         self.write_alignment = write_alignment
-        self.plan = plan
+        self.power = power or Power()
+        self.name = name
         self.listener: Callable[[FlashOperation], None] | None = None
         self.counters = FlashCounters()
         self.erase_counts: dict[int, int] = {}
-        self._number = 0
-        self._powered = True
+        self._erased = b"\xff" * sector_size
 
     @classmethod
     def blank(cls, size: int, *, sector_size: int = 4096, write_alignment: int = 4) -> Self:
@@ -203,18 +289,27 @@ class NorFlash:
         return len(self._memory)
 
     @property
+    def plan(self) -> PowerPlan | None:
+        """What is asked at each operation whether the power goes."""
+        return self.power.plan
+
+    @plan.setter
+    def plan(self, plan: PowerPlan | None) -> None:
+        self.power.plan = plan
+
+    @property
     def powered(self) -> bool:
         """False between a power cut and `power_on`."""
-        return self._powered
+        return self.power.on
 
     def power_on(self) -> None:
         """Give the power back; operations count from 0 again."""
-        self._powered = True
-        self._number = 0
+        self.power.on = True
+        self.power.number = 0
 
     def cut_power(self) -> None:
         """Take the power away now; whatever touches the flash next raises `PowerCut`."""
-        self._powered = False
+        self.power.on = False
 
     def close(self) -> None:
         """Let go of the file, if there is one."""
@@ -224,8 +319,16 @@ class NorFlash:
     def read(self, address: int, length: int) -> bytes:
         """Return `length` bytes from `address`."""
         self._check_range(address, length)
-        self._check_power()
+        self.power.check()
         return bytes(self._memory[address : address + length])
+
+    def content_key(self, address: int, length: int) -> Hashable | None:
+        """Return a key that is equal for equal content of that range, cheap to get; None where there is none.
+
+        Only memory that keeps its sectors apart has one, and only while every bit there can be relied on.
+        """
+        self._check_range(address, length)
+        return self._memory.content_key(address, length) if isinstance(self._memory, SectorMemory) else None
 
     def erase_sector(self, address: int) -> None:
         """Set the sector that starts at `address` to 0xFF."""
@@ -234,7 +337,7 @@ class NorFlash:
         self._check_range(address, self.sector_size)
         self.counters.erases += 1
         self.erase_counts[address] = self.erase_counts.get(address, 0) + 1
-        self._change(FlashOperationKind.ERASE, address, b"\xff" * self.sector_size)
+        self._change(FlashOperationKind.ERASE, address, self._erased)
 
     def erase(self, address: int, length: int) -> None:
         """Erase sector after sector; `address` and `length` (bytes) are multiples of the sector size."""
@@ -251,7 +354,7 @@ class NorFlash:
         if address % self.write_alignment or len(data) % self.write_alignment:
             raise FlashViolation("a program is not aligned", address=address, length=len(data))
         self._check_range(address, len(data))
-        self._check_power()
+        self.power.check()
         before = self._memory[address : address + len(data)]
         if before.count(ERASED_BYTE) != len(data):
             new = int.from_bytes(data)
@@ -261,29 +364,29 @@ class NorFlash:
         self.counters.programmed_bytes += len(data)
         self._change(FlashOperationKind.PROGRAM, address, data)
 
+    def leave(self, operation: FlashOperation, cut: Cut) -> None:
+        """Make the flash what this cut of the operation leaves behind."""
+        start, end = operation.address, operation.address + operation.length
+        if cut.phase is CutPhase.BEFORE:
+            return
+        if cut.phase is CutPhase.AFTER:
+            self._memory[start:end] = operation.after
+            return
+        before = bytes(self._memory[start:end])
+        self._memory[start:end] = cut.tear(before, operation.after)
+        if isinstance(cut.tear, WeakErase):
+            if not isinstance(self._memory, SectorMemory):
+                raise TypeError("only a SectorMemory can hold a sector that is erased halfway")
+            self._memory.weaken(start, before, cut.tear.number)
+
     def _change(self, kind: FlashOperationKind, address: int, after: bytes) -> None:
-        self._check_power()
-        operation = FlashOperation(self._number, kind, address, len(after))
-        self._number += 1
-        cut = self.plan(operation) if self.plan is not None else None
-        if cut is not None and cut.phase is not CutPhase.AFTER:
-            if cut.phase is CutPhase.INSIDE:
-                before = bytes(self._memory[address : address + len(after)])
-                self._memory[address : address + len(after)] = cut.tear(before, after)
-            self._die(operation, cut)
-        self._memory[address : address + len(after)] = after
+        operation, cut = self.power.announce(kind, self.name, address, after)
         if cut is not None:
-            self._die(operation, cut)
+            self.leave(operation, cut)
+            self.power.fail(operation, cut)
+        self._memory[address : address + len(after)] = after
         if self.listener is not None:
             self.listener(operation)
-
-    def _die(self, operation: FlashOperation, cut: Cut) -> None:
-        self._powered = False
-        raise PowerCut(f"{cut.phase} {operation.kind} {operation.number} at {operation.address:#x}")
-
-    def _check_power(self) -> None:
-        if not self._powered:
-            raise PowerCut("the device has no power")
 
     def _check_range(self, address: int, length: int) -> None:
         if address < 0 or length < 0 or address + length > len(self._memory):

@@ -56,6 +56,10 @@ class Pace:
         owed, self._owed_s = self._owed_s, 0.0
         await self._sleep(owed + seconds / self.speed)
 
+    async def wait_for_ever(self) -> None:
+        """Wait for what only the outside can bring: a reset, a programmer."""
+        await asyncio.Event().wait()
+
     async def wait_for_peer(self, seconds: float) -> None:
         """Wait on the wall clock, unscaled: time that a peer needs does not pass faster."""
         await self._sleep(seconds)

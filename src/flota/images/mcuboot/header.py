@@ -81,7 +81,11 @@ class ImageVersion:
 
     @classmethod
     def unpack(cls, raw: Buffer) -> ImageVersion:
-        """Return the version in the first eight bytes of `raw`."""
+        """Return the version in the first eight bytes of `raw`. Raises `TruncatedImage` below eight."""
+        if len(raw) < _VERSION.size:
+            raise TruncatedImage(
+                "the version is cut off", offset=len(raw), expected=f"{_VERSION.size} bytes", found=len(raw)
+            )
         return cls(*_VERSION.unpack_from(raw))
 
     def pack(self) -> bytes:

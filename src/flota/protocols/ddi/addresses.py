@@ -60,6 +60,29 @@ class DdiAddresses:
         """Where feedback about a cancellation is POSTed."""
         return f"{self._action('cancelAction', action_id, None)}/feedback"
 
+    @property
+    def confirmations(self) -> str:
+        """Where a device sees whether it confirms by itself."""
+        return f"{self.base}/confirmationBase"
+
+    @property
+    def activate_auto_confirm(self) -> str:
+        """Where a device says that it agrees to whatever comes."""
+        return f"{self.confirmations}/activateAutoConfirm"
+
+    @property
+    def deactivate_auto_confirm(self) -> str:
+        """Where a device says that it wants to be asked again."""
+        return f"{self.confirmations}/deactivateAutoConfirm"
+
+    def confirmation_base(self, action_id: int, change: int | None = None) -> str:
+        """Return where an action is that waits for the device's agreement."""
+        return self._action("confirmationBase", action_id, change)
+
+    def confirmation_feedback(self, action_id: int) -> str:
+        """Where a device agrees or not."""
+        return f"{self._action('confirmationBase', action_id, None)}/feedback"
+
     def installed_base(self, action_id: int) -> str:
         """Return where the last finished action is, in the form of a deployment."""
         return self._action("installedBase", action_id, None)

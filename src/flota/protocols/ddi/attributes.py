@@ -71,12 +71,12 @@ def pack_config_data(config: ConfigData) -> bytes:
     return msgspec.json.encode({"mode": config.mode.value, "data": dict(config.data)})
 
 
-def parse_config_data(body: bytes) -> ConfigData:
+def parse_config_data(body: bytes, *, cbor: bool = False) -> ConfigData:
     """Return what a device says about itself; no mode means merge, legacy members are ignored.
 
     Raises `MalformedMessage` when it is no configData, `InvalidAttributes` when an attribute breaks a rule.
     """
-    message = decode(_DECODER, body, "configData")
+    message = decode(_DECODER, body, "configData", cbor=cbor)
     if not message.data:
         raise InvalidAttributes("there are no attributes", expected="at least one in data")
     for key, value in message.data.items():

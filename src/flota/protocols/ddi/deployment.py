@@ -6,7 +6,7 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -94,13 +94,16 @@ class Deployment:
     history: ActionHistory | None = None
 
 
-def pack_deployment(deployment: Deployment) -> bytes:
-    """Return the compact JSON of a deployment, members in the order that hawkBit writes them."""
+def pack_deployment(deployment: Deployment, *, member: str = "deployment") -> bytes:
+    """Return the compact JSON of a deployment, members in the order that hawkBit writes them.
+
+    `member` is `confirmation` where the same is asked about instead of told.
+    """
     body: dict[str, object] = {"download": deployment.download.value, "update": deployment.update.value}
     if deployment.maintenance_window is not None:
         body["maintenanceWindow"] = deployment.maintenance_window.value
     body["chunks"] = [_chunk_as_json(chunk) for chunk in deployment.chunks]
-    message: dict[str, object] = {"id": str(deployment.action_id), "deployment": body}
+    message: dict[str, object] = {"id": str(deployment.action_id), member: body}
     if deployment.history is not None:
         message["actionHistory"] = {"status": deployment.history.status, "messages": list(deployment.history.messages)}
     return msgspec.json.encode(message)
@@ -196,6 +199,12 @@ class _Message(msgspec.Struct):
     history: _History | None = msgspec.field(default=None, name="actionHistory")
 
 
+class _AskedMessage(msgspec.Struct):
+    id: str
+    deployment: _Deployment = msgspec.field(name="confirmation")
+    history: _History | None = msgspec.field(default=None, name="actionHistory")
+
+
 class _Cancel(msgspec.Struct):
     stop_id: str = msgspec.field(name="stopId")
 
@@ -205,13 +214,22 @@ class _CancelMessage(msgspec.Struct):
     cancel_action: _Cancel = msgspec.field(name="cancelAction")
 
 
-_DEPLOYMENT_DECODER = msgspec.json.Decoder(_Message)
+_DEPLOYMENT_DECODERS: Final[dict[str, msgspec.json.Decoder[_Message] | msgspec.json.Decoder[_AskedMessage]]] = {
+    "deployment": msgspec.json.Decoder(_Message),
+    "confirmation": msgspec.json.Decoder(_AskedMessage),
+}
 _CANCEL_DECODER = msgspec.json.Decoder(_CancelMessage)
 
 
 def parse_deployment(body: bytes) -> Deployment:
     """Return the deployment that a server offers. Unknown members are ignored; raises `MalformedMessage`."""
-    message = decode(_DEPLOYMENT_DECODER, body, "deployment")
+    return parse_deployment_like(body, member="deployment")
+
+
+def parse_deployment_like(body: bytes, *, member: str) -> Deployment:
+    """Return what stands in `member`: a `deployment`, or a `confirmation` that asks about one."""
+    decoder: msgspec.json.Decoder[Any] = _DEPLOYMENT_DECODERS[member]
+    message: _Message | _AskedMessage = decode(decoder, body, member)
     history = message.history
     return Deployment(
         action_id=parse_action_id(message.id),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -104,18 +105,16 @@ class _Message(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Message)
 
 
-def parse_feedback(body: bytes) -> Feedback:
+def parse_feedback(body: bytes, *, cbor: bool = False) -> Feedback:
     """Return what a device reports. Unknown members are ignored; `id`, `progress` and `code` are read leniently.
 
     `id` and the numbers of `progress` may be numbers or strings: SWUpdate and rauc-hawkbit differ.
     Raises `MalformedMessage` without `status`, `execution`, `result` or `finished`, or with unknown values in them, and
     `TooManyEntries` above 50 details.
     """
-    message = decode(_DECODER, body, "feedback")
+    message = decode(_DECODER, body, "feedback", cbor=cbor)
     status = message.status
-    details = tuple(status.details or ())
-    if len(details) > MESSAGES_MAX_PER_FEEDBACK:
-        raise TooManyEntries("details", limit=MESSAGES_MAX_PER_FEEDBACK, found=len(details))
+    details = checked_details(status.details)
     return Feedback(
         execution=status.execution,
         finished=status.result.finished,
@@ -125,6 +124,14 @@ def parse_feedback(body: bytes) -> Feedback:
         progress=_progress(status.result.progress),
         timestamp_ms=as_integer(message.timestamp, minimum=0, maximum=_TIMESTAMP_MAX_MS),
     )
+
+
+def checked_details(details: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the lines of one report. Raises `TooManyEntries` above 50."""
+    lines = tuple(details or ())
+    if len(lines) > MESSAGES_MAX_PER_FEEDBACK:
+        raise TooManyEntries("details", limit=MESSAGES_MAX_PER_FEEDBACK, found=len(lines))
+    return lines
 
 
 def _progress(value: object) -> Progress | None:

@@ -1,4 +1,4 @@
-"""Decoding JSON of a DDI peer: typed by msgspec, every failure one `MalformedMessage`, never anything else."""
+"""Decoding JSON or CBOR of a DDI peer: typed by msgspec, every failure one `MalformedMessage`, never anything else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from flota.errors import TooLarge
+from flota.protocols.cbor import parse_cbor
 from flota.protocols.malformed import MalformedMessage
 
 MESSAGE_MAX_BYTES: Final = 256 * 1024
@@ -15,10 +16,19 @@ MESSAGE_MAX_BYTES: Final = 256 * 1024
 _T = TypeVar("_T")
 
 
-def decode(decoder: msgspec.json.Decoder[_T], body: bytes, what: str) -> _T:
-    """Return the body as the decoder's type. Raises `TooLarge` above 256 KiB, else `MalformedMessage`."""
+def decode(decoder: msgspec.json.Decoder[_T], body: bytes, what: str, *, cbor: bool = False) -> _T:
+    """Return the body as the decoder's type; with `cbor` it is read as CBOR instead of JSON.
+
+    Raises `TooLarge` above 256 KiB, else `MalformedMessage`.
+    """
     if len(body) > MESSAGE_MAX_BYTES:
         raise TooLarge(f"the {what} is too long", expected=f"at most {MESSAGE_MAX_BYTES} bytes", found=len(body))
+    if cbor:
+        value = parse_cbor(body)
+        try:
+            return msgspec.convert(value, decoder.type)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise MalformedMessage(f"not a {what}: {str(error)[:200]}") from error
     try:
         body.decode("utf-8")  # msgspec names the offset within a string, which helps nobody
     except UnicodeDecodeError as error:

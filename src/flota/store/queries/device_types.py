@@ -10,9 +10,12 @@ import sqlalchemy as sa
 
 from flota.boards.model import VersionFrom
 from flota.errors import Conflict, InvalidInput, NotFound
+from flota.fleet.changes import NO_CHANGES, Changes
 from flota.fleet.devices import DeviceType, TrustedSigner, UnknownDevices
 from flota.fleet.scope import Scope
 from flota.fleet.storage import NewDeviceType
+from flota.fleet.update_rules import NO_MAINTENANCE, Urgency, check_rules
+from flota.store.change_notes import concerning
 from flota.store.queries.base import Queries
 from flota.store.tables import device_types
 
@@ -23,6 +26,7 @@ class DeviceTypeQueries(Queries):
     async def add_device_type(self, scope: Scope, new: NewDeviceType, *, now: datetime) -> DeviceType:
         """Return the new type; raises `Conflict` if the name is taken, `InvalidInput` for impossible signers."""
         check_signers(new.signers, new.signature_threshold)
+        check_rules(urgency=Urgency.FORCED, forced_at=None, maintenance=new.maintenance)
         await self._insert_unique(
             device_types,
             {
@@ -39,6 +43,11 @@ class DeviceTypeQueries(Queries):
                 "poll_interval_s": new.poll_interval_s,
                 "description": new.description,
                 "created_at": now,
+                "confirm": new.confirm,
+                "maintenance": new.maintenance,
+                "download_ahead": new.download_ahead,
+                "bootloader_idf_version": new.bootloader_idf_version,
+                "secure_boot_keys": list(new.secure_boot_keys),
             },
             Conflict("there is a device type of this name", found=new.name),
         )
@@ -52,6 +61,8 @@ class DeviceTypeQueries(Queries):
                 "unknown_devices": new.unknown_devices.value,
                 "signers": [signer.key_id for signer in new.signers],
                 "signature_threshold": new.signature_threshold,
+                "bootloader_idf_version": new.bootloader_idf_version,
+                "secure_boot_keys": list(new.secure_boot_keys),
             },
             now=now,
         )
@@ -80,7 +91,8 @@ class DeviceTypeQueries(Queries):
         await self._connection.execute(
             sa.update(device_types)
             .where(device_types.c.id == row.id)
-            .values(signers=_signers_as_rows(signers), signature_threshold=threshold)
+            .values(signers=_signers_as_rows(signers), signature_threshold=threshold),
+            execution_options=concerning(NO_CHANGES),  # signatures are judged when a release is published
         )
         self._audit(
             scope,
@@ -98,11 +110,63 @@ class DeviceTypeQueries(Queries):
         row = await self._device_type_row(scope, type_name, for_update=True)
         if row.unknown_devices != policy.value:
             await self._connection.execute(
-                sa.update(device_types).where(device_types.c.id == row.id).values(unknown_devices=policy.value)
+                sa.update(device_types).where(device_types.c.id == row.id).values(unknown_devices=policy.value),
+                execution_options=concerning(NO_CHANGES),  # no known device is concerned
             )
             self._audit(
                 scope, "type.unknown-devices-set", f"type:{type_name}", {"unknown_devices": policy.value}, now=now
             )
+        return await self.device_type(scope, type_name)
+
+    async def set_update_rules(
+        self,
+        scope: Scope,
+        type_name: str,
+        *,
+        confirm: bool | None = None,
+        maintenance: str | None = None,
+        download_ahead: bool | None = None,
+        now: datetime,
+    ) -> DeviceType:
+        """Return the type with other rules for its updates; None leaves one as it is, `none` means at any time.
+
+        They count from the next poll on, for rollouts at work too. Raises `NotFound`, `InvalidInput`.
+        """
+        check_rules(urgency=Urgency.FORCED, forced_at=None, maintenance=maintenance)
+        row = await self._device_type_row(scope, type_name, for_update=True)
+        wanted = {"confirm": confirm, "maintenance": maintenance, "download_ahead": download_ahead}
+        changes: dict[str, object] = {
+            name: None if value == NO_MAINTENANCE else value
+            for name, value in wanted.items()
+            if value is not None and (None if value == NO_MAINTENANCE else value) != getattr(row, name)
+        }
+        if changes:
+            await self._connection.execute(
+                sa.update(device_types).where(device_types.c.id == row.id).values(**changes),
+                execution_options=concerning(Changes(tenants=frozenset({scope.tenant_id}))),
+            )
+            self._audit(scope, "type.update-rules-set", f"type:{type_name}", changes, now=now)
+        return await self.device_type(scope, type_name)
+
+    async def set_boot_facts(
+        self,
+        scope: Scope,
+        type_name: str,
+        *,
+        bootloader_idf_version: str | None,
+        secure_boot_keys: tuple[str, ...],
+        now: datetime,
+    ) -> DeviceType:
+        """Return the type with other facts about what its devices boot with; they count for releases made from now on.
+
+        Raises `NotFound`.
+        """
+        row = await self._device_type_row(scope, type_name, for_update=True)
+        facts = {"bootloader_idf_version": bootloader_idf_version, "secure_boot_keys": list(secure_boot_keys)}
+        changes = {name: value for name, value in facts.items() if getattr(row, name) != value}
+        if changes:
+            await self._connection.execute(sa.update(device_types).where(device_types.c.id == row.id).values(**changes))
+            self._audit(scope, "type.boot-facts-set", f"type:{type_name}", changes, now=now)
         return await self.device_type(scope, type_name)
 
     async def _device_type_row(self, scope: Scope, name: str, *, for_update: bool = False) -> sa.Row[Any]:
@@ -144,4 +208,9 @@ def _device_type(row: sa.Row[Any]) -> DeviceType:
         signature_threshold=row.signature_threshold,
         poll_interval_s=row.poll_interval_s,
         description=row.description,
+        confirm=row.confirm,
+        maintenance=row.maintenance,
+        download_ahead=row.download_ahead,
+        bootloader_idf_version=row.bootloader_idf_version,
+        secure_boot_keys=tuple(row.secure_boot_keys),
     )

@@ -10,11 +10,13 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from flota.errors import Conflict, NotFound
-from flota.fleet.devices import Device, DeviceState
+from flota.fleet.changes import NO_CHANGES, Changes
+from flota.fleet.devices import AutoConfirmation, Device, DeviceState, IdentityConflict
 from flota.fleet.executions import ExecutionChange, ExecutionState
 from flota.fleet.scope import Scope
 from flota.fleet.selectors import check_labels
-from flota.fleet.storage import DeviceFilter, DeviceSighting, NewDevice
+from flota.fleet.storage import DeviceCredentials, DeviceFilter, DeviceSighting, KnownDevice, NewDevice
+from flota.store.change_notes import concerning
 from flota.store.failures import is_unique_violation
 from flota.store.queries.base import in_batches
 from flota.store.queries.device_types import DeviceTypeQueries
@@ -27,6 +29,21 @@ _SELECT_DEVICE: Final = sa.select(devices, device_types.c.name.label("type_name"
 
 _REPORTED: Final = ("address", "running_version", "running_hash", "running_md5")
 """Columns that a sighting replaces only if it knows better."""
+
+
+_IDENTITY: Final = frozenset(devices.c.keys()) - {
+    "running_version",
+    "running_hash",
+    "running_md5",
+    "attributes",
+    "attributes_requested",
+    "auto_confirm",
+    "last_seen_at",
+    "last_route",
+    "address",
+    "identity_conflict",
+}
+"""Columns that decide whether a request is let in as the device's; labels do when a gateway speaks for it."""
 
 
 class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
@@ -100,6 +117,28 @@ class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
         row = await self._row(sa.select(devices.c.token_sha256).where(*_visible(scope), devices.c.name == name))
         return None if row is None else row.token_sha256
 
+    async def device_credentials(self, scope: Scope, name: str) -> DeviceCredentials:
+        """Return what the device may show; nothing counts for one that does not exist."""
+        row = await self._row(
+            sa.select(devices.c.token_sha256, devices.c.previous_token_sha256, devices.c.previous_token_until).where(
+                *_visible(scope), devices.c.name == name
+            )
+        )
+        if row is None:
+            return DeviceCredentials(None)
+        return DeviceCredentials(row.token_sha256, row.previous_token_sha256, row.previous_token_until)
+
+    async def known_devices(self, scope: Scope, names: Sequence[str]) -> Mapping[str, KnownDevice]:
+        """Return the devices of these names and what they may show; those that do not exist are left out."""
+        rows = await self._rows(_SELECT_DEVICE.where(*_visible(scope), devices.c.name.in_(names)))
+        return {
+            row.name: KnownDevice(
+                _device(row),
+                DeviceCredentials(row.token_sha256, row.previous_token_sha256, row.previous_token_until),
+            )
+            for row in rows
+        }
+
     async def list_devices(
         self, scope: Scope, condition: DeviceFilter, *, after_id: int = 0, limit: int = 1000
     ) -> Sequence[Device]:
@@ -143,11 +182,63 @@ class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
             )
         return await self.device(scope, name)
 
-    async def set_device_token(self, scope: Scope, name: str, token_sha256: str, *, now: datetime) -> None:
-        """Replace the device's token by the one with this hex SHA-256; the old one is useless at once."""
+    async def set_device_token(
+        self, scope: Scope, name: str, token_sha256: str, *, now: datetime, previous_until: datetime | None = None
+    ) -> None:
+        """Replace the device's token by the one with this hex SHA-256; the old one is useless at once.
+
+        With `previous_until` the old one works too until then, or until the new one is used. A conflict about the
+        device's identity counts as settled: only one device is going to have the new token. Raises `NotFound`.
+        """
         device = await self._lock_device(scope, name)
-        await self._update_device(device.id, {"token_sha256": token_sha256})
-        self._audit(scope, "device.token-set", f"device:{name}", {}, now=now)
+        present = (await self.device_credentials(scope, name)).token_sha256
+        keep = previous_until is not None and present is not None and present != token_sha256
+        await self._update_device(
+            device.id,
+            {
+                "token_sha256": token_sha256,
+                "previous_token_sha256": present if keep else None,
+                "previous_token_until": previous_until if keep else None,
+                "identity_conflict": None,
+            },
+        )
+        details = {"previous_until": previous_until.isoformat()} if keep and previous_until is not None else {}
+        self._audit(scope, "device.token-set", f"device:{name}", details, now=now)
+
+    async def forget_previous_token(self, scope: Scope, name: str, *, now: datetime) -> None:
+        """Make the token before the present one useless; without one nothing changes. Raises `NotFound`."""
+        device = await self._lock_device(scope, name)
+        if (await self.device_credentials(scope, name)).previous_sha256 is None:
+            return
+        await self._update_device(device.id, {"previous_token_sha256": None, "previous_token_until": None})
+        self._audit(scope, "device.token-rotated", f"device:{name}", {}, now=now)
+
+    async def set_auto_confirm(
+        self, scope: Scope, device_id: int, activation: AutoConfirmation | None, *, now: datetime
+    ) -> None:
+        """Let the device agree to every update by itself, or ask it again (None). Raises `NotFound`.
+
+        Raises `Conflict` if it does so already.
+        """
+        device = await self.device_by_id(scope, device_id)
+        if activation is not None and device.auto_confirm is not None:
+            raise Conflict("the device confirms by itself already", found=device.auto_confirm.activated_at.isoformat())
+        if activation is None and device.auto_confirm is None:
+            return
+        await self._update_device(device_id, {"auto_confirm": None if activation is None else _as_json(activation)})
+        details: dict[str, object] = {"active": activation is not None}
+        if activation is not None:
+            details |= {"initiator": activation.initiator, "remark": activation.remark}
+        self._audit(scope, "device.auto-confirm-set", f"device:{device.name}", details, now=now)
+
+    async def note_identity_conflict(self, scope: Scope, device_id: int, conflict: IdentityConflict) -> None:
+        """Mark the device as one whose identity two devices seem to use. Raises `NotFound`."""
+        device = await self.device_by_id(scope, device_id)
+        at = conflict.at.isoformat()
+        stored = {"trait": conflict.trait, "seen": list(conflict.seen), "at": at}
+        await self._update_device(device_id, {"identity_conflict": stored})
+        details = {"trait": conflict.trait, "seen": list(conflict.seen)}
+        self._audit(scope, "device.identity-conflict", f"device:{device.name}", details, now=conflict.at)
 
     async def set_device_labels(self, scope: Scope, name: str, labels: Mapping[str, str], *, now: datetime) -> Device:
         """Return the device with `labels` instead of its old ones; raises `NotFound`, `InvalidInput`."""
@@ -161,7 +252,7 @@ class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
     async def remove_device(self, scope: Scope, name: str, *, now: datetime) -> None:
         """Forget the device: its token, name and MAC address are free again, its open executions become REMOVED."""
         device = await self._lock_device(scope, name)
-        await self._update_device(device.id, {"removed_at": now, "token_sha256": None})
+        await self._update_device(device.id, {"removed_at": now, "token_sha256": None, "previous_token_sha256": None})
         self._audit(scope, "device.removed", f"device:{name}", {"type": device.type_name}, now=now)
         await self.change_open_executions(
             scope,
@@ -196,6 +287,7 @@ class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
                 }
                 for sighting in sorted(sightings, key=lambda sighting: (sighting.device_id, sighting.at))
             ],
+            execution_options=concerning(NO_CHANGES),
         )
 
     async def set_device_attributes(
@@ -240,7 +332,11 @@ class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
         return _device(row)
 
     async def _update_device(self, device_id: int, values: Mapping[str, object]) -> None:
-        await self._connection.execute(sa.update(devices).where(devices.c.id == device_id).values(**values))
+        one = frozenset({device_id})
+        concerns = Changes(identity=one) if _IDENTITY & values.keys() else Changes(work=one)
+        await self._connection.execute(
+            sa.update(devices).where(devices.c.id == device_id).values(**values), execution_options=concerning(concerns)
+        )
 
 
 def _new_row(scope: Scope, new: NewDevice, type_id: int, now: datetime) -> dict[str, object]:
@@ -296,4 +392,23 @@ def _device(row: sa.Row[Any]) -> Device:
         address=row.address,
         created_at=row.created_at,
         attributes_requested=row.attributes_requested,
+        auto_confirm=None if row.auto_confirm is None else _auto_confirmation(row.auto_confirm),
+        identity_conflict=None if row.identity_conflict is None else _identity_conflict(row.identity_conflict),
     )
+
+
+def _as_json(activation: AutoConfirmation) -> dict[str, str]:
+    return {
+        "activated_at": activation.activated_at.isoformat(),
+        "initiator": activation.initiator,
+        "remark": activation.remark,
+    }
+
+
+def _auto_confirmation(stored: Mapping[str, str]) -> AutoConfirmation:
+    at = datetime.fromisoformat(stored["activated_at"])
+    return AutoConfirmation(at, stored["initiator"], stored["remark"])
+
+
+def _identity_conflict(stored: Mapping[str, Any]) -> IdentityConflict:
+    return IdentityConflict(stored["trait"], tuple(stored["seen"]), datetime.fromisoformat(stored["at"]))

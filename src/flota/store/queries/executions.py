@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from flota.errors import Conflict, NotFound, VersionMismatch
+from flota.fleet.changes import Changes
 from flota.fleet.devices import DeviceState
 from flota.fleet.executions import (
     OPEN_STATES,
@@ -23,6 +24,7 @@ from flota.fleet.releases import ReleaseState
 from flota.fleet.rollouts import RolloutState
 from flota.fleet.scope import Scope
 from flota.fleet.storage import ExecutionEvent
+from flota.store.change_notes import concerning
 from flota.store.failures import is_unique_violation
 from flota.store.queries.base import Queries
 from flota.store.tables import devices, execution_events, executions, releases, rollouts
@@ -77,8 +79,13 @@ class ExecutionQueries(Queries):
         return tuple(_execution(row) for row in rows)
 
     async def next_execution(self, scope: Scope, device_id: int) -> Execution | None:
-        """Return what an accepted device is at work on, else the oldest that is queued for it and may start, else None.
+        """Return what an accepted device is to do next, as `next_executions` does."""
+        return (await self.next_executions(scope, [device_id])).get(device_id)
 
+    async def next_executions(self, scope: Scope, device_ids: Sequence[int]) -> Mapping[int, Execution]:
+        """Return what each device is at work on, else the oldest that is queued for it and may start.
+
+        Devices that are not accepted, and those that have nothing to do, are left out.
         What it is at work on is given whatever became of the rollout or the release, so that a cancel can be shown.
         Queued ones count only if their rollout is active and their release published.
         """
@@ -92,17 +99,35 @@ class ExecutionQueries(Queries):
             .join(releases, releases.c.id == executions.c.release_id)
             .where(
                 executions.c.tenant_id == scope.tenant_id,
-                executions.c.device_id == device_id,
+                executions.c.device_id.in_(device_ids),
                 executions.c.state.in_(sorted(OPEN_STATES)),
                 devices.c.state == DeviceState.ACCEPTED.value,
                 devices.c.removed_at.is_(None),
                 sa.or_(executions.c.state == ExecutionState.IN_PROGRESS.value, may_start),
             )
-            .order_by(executions.c.state, executions.c.id)  # IN_PROGRESS sorts before QUEUED
-            .limit(1)
+            .order_by(executions.c.state.desc(), executions.c.id.desc())  # the last of a device counts: IN_PROGRESS
         )
-        row = await self._row(statement)
-        return None if row is None else _execution(row)
+        return {row.device_id: _execution(row) for row in await self._rows(statement)}
+
+    async def latest_executions(
+        self, scope: Scope, device_ids: Sequence[int], state: ExecutionState, *, without_detail: str
+    ) -> Mapping[int, Execution]:
+        """Return each device's last changed execution in `state` that lacks a detail; devices without are left out."""
+        rank = sa.func.row_number().over(
+            partition_by=executions.c.device_id, order_by=(executions.c.changed_at.desc(), executions.c.id.desc())
+        )
+        ranked = (
+            sa.select(executions.c.id, rank.label("rank"))
+            .where(
+                executions.c.tenant_id == scope.tenant_id,
+                executions.c.device_id.in_(device_ids),
+                executions.c.state == state.value,
+                executions.c.details[without_detail].as_string().is_(None),
+            )
+            .subquery()
+        )
+        statement = _SELECT_EXECUTION.join(ranked, ranked.c.id == executions.c.id).where(ranked.c.rank == 1)
+        return {row.device_id: _execution(row) for row in await self._rows(statement)}
 
     async def change_execution(
         self, scope: Scope, execution_id: int, expected_version: int, change: ExecutionChange, *, now: datetime
@@ -130,6 +155,18 @@ class ExecutionQueries(Queries):
         else:
             await self._compare_and_set(after, expected_version)
         await self._record(scope, [(after, change)])
+        return after
+
+    async def amend_execution(self, scope: Scope, after: Execution, message: str) -> Execution:
+        """Write `after`, the same execution with other details or basis, its version one higher; the state stays.
+
+        Raises `NotFound`; `VersionMismatch` if another writer was first; `Conflict` if the state is another one.
+        """
+        before = await self.execution(scope, after.id)
+        if before.state is not after.state:
+            raise Conflict(f"execution {after.id} is {before.state}", expected=str(after.state))
+        await self._compare_and_set(after, after.version - 1)
+        await self._record(scope, [(after, ExecutionChange(after.state, basis=after.basis, message=message))])
         return after
 
     async def execution_events(self, scope: Scope, execution_id: int) -> Sequence[ExecutionEvent]:
@@ -193,6 +230,7 @@ class ExecutionQueries(Queries):
                 {"changed_id": after.id, **{f"new_{name}": value for name, value in _written(after).items()}}
                 for after, _ in changes
             ],
+            execution_options=concerning(Changes.of_work(*(after.device_id for after, _ in changes))),
         )
         await self._record(scope, changes)
 
@@ -213,6 +251,7 @@ class ExecutionQueries(Queries):
         result = await self._connection.execute(
             sa.insert(executions).returning(executions.c.id, sort_by_parameter_order=True),
             [{**fixed, **row} for row in queued],
+            execution_options=concerning(Changes.of_work(*(int(str(row["device_id"])) for row in queued))),
         )
         ids = [int(row.id) for row in result.all()]
         await self._connection.execute(
@@ -238,6 +277,12 @@ class ExecutionQueries(Queries):
         made = frozenset(ids)
         return tuple(_execution(row) for row in rows if row.id in made)
 
+    async def waiting_for(self, condition: sa.ColumnElement[bool]) -> Changes:
+        """Return the change of what is to be done by devices that have open executions fulfilling `condition`."""
+        open_ones = executions.c.state.in_(sorted(OPEN_STATES))
+        rows = await self._rows(sa.select(executions.c.device_id).where(open_ones, condition))
+        return Changes.of_work(*(row.device_id for row in rows))
+
     async def _start(self, after: Execution, expected_version: int) -> None:
         """Compare-and-set to IN_PROGRESS; the partial unique index refuses a second one of the same device."""
         try:
@@ -254,7 +299,8 @@ class ExecutionQueries(Queries):
         result = await self._connection.execute(
             sa.update(executions)
             .where(executions.c.id == after.id, executions.c.version == expected_version)
-            .values(**_written(after))
+            .values(**_written(after)),
+            execution_options=concerning(Changes.of_work(after.device_id)),
         )
         if result.rowcount != 1:
             raise VersionMismatch(f"execution {after.id} has moved on", expected=f"version {expected_version}")

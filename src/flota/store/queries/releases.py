@@ -1,4 +1,4 @@
-"""Artifacts and releases."""
+"""Releases, their signatures and their SBOMs."""
 
 from __future__ import annotations
 
@@ -9,132 +9,53 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from flota.digests import FileDigests
 from flota.errors import Conflict, NotFound, Refused
-from flota.fleet.releases import RELEASE_TRANSITIONS, Artifact, Release, ReleaseSignature, ReleaseState
+from flota.fleet.releases import RELEASE_TRANSITIONS, Release, ReleaseSbom, ReleaseSignature, ReleaseState
 from flota.fleet.rollouts import OPEN_ROLLOUT_STATES, STOPPED_ROLLOUT_STATES, RolloutState
 from flota.fleet.scope import Scope
 from flota.fleet.storage import NewRelease
+from flota.store.change_notes import concerning
+from flota.store.queries.artifacts import ARTIFACT_COLUMNS, ArtifactQueries, artifact_of
 from flota.store.queries.base import in_batches
 from flota.store.queries.device_types import DeviceTypeQueries
 from flota.store.queries.rollouts import RolloutQueries
-from flota.store.tables import artifacts, device_types, release_signatures, releases, rollouts
-
-_ARTIFACT_COLUMNS: Final = (
-    "sha256",
-    "size",
-    "sha1",
-    "md5",
-    "filename",
-    "format",
-    "image_version",
-    "validation_hash",
-    "inspection",
-    "created_at",
+from flota.store.tables import (
+    artifacts,
+    device_types,
+    executions,
+    release_sboms,
+    release_signatures,
+    releases,
+    rollouts,
 )
 
+_SBOM_COLUMNS: Final = ("filename", "format", "spec_version", "component_count")
+
+_sbom_bytes: Final = artifacts.alias("sbom_artifacts")
 _SELECT_RELEASE: Final = (
     sa.select(
         releases,
         device_types.c.name.label("type_name"),
-        *(artifacts.c[name].label(f"artifact_{name}") for name in _ARTIFACT_COLUMNS),
+        *(artifacts.c[name].label(f"artifact_{name}") for name in ARTIFACT_COLUMNS),
+        _sbom_bytes.c.sha256.label("sbom_sha256"),
+        _sbom_bytes.c.size.label("sbom_size"),
+        *(release_sboms.c[name].label(f"sbom_{name}") for name in _SBOM_COLUMNS),
     )
     .join(device_types, device_types.c.id == releases.c.type_id)
     .join(artifacts, artifacts.c.id == releases.c.artifact_id)
+    .outerjoin(release_sboms, release_sboms.c.release_id == releases.c.id)
+    .outerjoin(_sbom_bytes, _sbom_bytes.c.id == release_sboms.c.artifact_id)
 )
 
 _SIGNABLE: Final = frozenset({ReleaseState.DRAFT, ReleaseState.SIGNED})
-_IS_NAMED: Final = sa.exists().where(releases.c.artifact_id == artifacts.c.id)
 _HOLDS_BACK: Final = sorted(OPEN_ROLLOUT_STATES | STOPPED_ROLLOUT_STATES)
 """States of a rollout that keep its release out of the channel."""
 
 _NEEDS_SIGNATURES: Final = frozenset({ReleaseState.SIGNED, ReleaseState.PUBLISHED})
 
 
-class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
-    """What ships: immutable bytes, and signed statements about them."""
-
-    async def add_artifact(self, scope: Scope, artifact: Artifact) -> tuple[Artifact, bool]:
-        """Return the tenant's artifact of these bytes and whether it is new; the first file name is kept.
-
-        For one that is there already, `created_at` counts as its latest upload: `unused_artifacts` asks that.
-        """
-        digests = artifact.digests
-        values = {
-            "tenant_id": scope.tenant_id,
-            "sha256": digests.sha256,
-            "size": digests.size,
-            "sha1": digests.sha1,
-            "md5": digests.md5,
-            "filename": artifact.filename,
-            "format": artifact.format,
-            "image_version": artifact.image_version,
-            "validation_hash": artifact.validation_hash,
-            "inspection": dict(artifact.inspection),
-            "created_at": artifact.created_at,
-            "last_uploaded_at": artifact.created_at,
-        }
-        known = Conflict("the artifact is stored already", found=digests.sha256)
-        try:
-            await self._insert_unique(artifacts, values, known)
-        except Conflict as conflict:
-            if conflict is not known:
-                raise
-            await self._connection.execute(
-                sa.update(artifacts)
-                .where(artifacts.c.tenant_id == scope.tenant_id, artifacts.c.sha256 == digests.sha256)
-                .values(last_uploaded_at=artifact.created_at)
-            )
-            return await self.artifact(scope, digests.sha256), False
-        details = {"filename": artifact.filename, "size": digests.size, "format": artifact.format}
-        self._audit(scope, "artifact.added", f"artifact:{digests.sha256}", details, now=artifact.created_at)
-        return await self.artifact(scope, digests.sha256), True
-
-    async def artifact(self, scope: Scope, sha256: str) -> Artifact:
-        """Return the tenant's artifact with this lower-case hex SHA-256; raises `NotFound`."""
-        row = await self._artifact_row(scope, sha256)
-        return _artifact(row._mapping, "")
-
-    async def unused_artifacts(self, scope: Scope, *, before: datetime, limit: int) -> Sequence[str]:
-        """Return the SHA-256 of artifacts that no release names and that were last uploaded earlier than `before`."""
-        rows = await self._rows(
-            sa.select(artifacts.c.sha256)
-            .where(artifacts.c.tenant_id == scope.tenant_id, artifacts.c.last_uploaded_at < before, ~_IS_NAMED)
-            .order_by(artifacts.c.id)
-            .limit(limit)
-        )
-        return tuple(row.sha256 for row in rows)
-
-    async def remove_unused_artifacts(
-        self, scope: Scope, sha256s: Sequence[str], *, before: datetime, now: datetime
-    ) -> Sequence[str]:
-        """Forget those of the artifacts that are still unused, as `unused_artifacts` means it; returns which."""
-        removed: list[str] = []
-        for batch in in_batches(sha256s):
-            is_old = (
-                artifacts.c.tenant_id == scope.tenant_id,
-                artifacts.c.sha256.in_(batch),
-                artifacts.c.last_uploaded_at < before,
-            )
-            # On PostgreSQL: whoever adds a release of one of them either has it locked, or waits for us.
-            locked = await self._rows(
-                sa.select(artifacts.c.id).where(*is_old).order_by(artifacts.c.id).with_for_update(skip_locked=True)
-            )
-            statement = (
-                sa.delete(artifacts)
-                .where(artifacts.c.id.in_([row.id for row in locked]), ~_IS_NAMED)
-                .returning(artifacts.c.sha256, artifacts.c.filename, artifacts.c.size)
-            )
-            for row in (await self._connection.execute(statement)).all():
-                details = {"filename": row.filename, "size": row.size, "reason": "no release names it"}
-                self._audit(scope, "artifact.removed", f"artifact:{row.sha256}", details, now=now)
-                removed.append(row.sha256)
-        return tuple(removed)
-
-    async def is_artifact_recorded(self, sha256: str) -> bool:
-        """Whether any tenant has an artifact of these bytes: the file belongs to all of them."""
-        statement = sa.select(sa.exists().where(artifacts.c.sha256 == sha256))
-        return bool((await self._connection.execute(statement)).scalar_one())
+class ReleaseQueries(ArtifactQueries, DeviceTypeQueries, RolloutQueries):
+    """What ships: signed statements about artifacts."""
 
     async def next_sequence(self, scope: Scope, type_name: str) -> int:
         """Return the sequence number for the type's next release, from 1; other writers wait until the commit."""
@@ -172,6 +93,8 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
                 hint="Withdraw that one first, or take another version.",
             ),
         )
+        if new.sbom is not None:
+            await self._insert_sbom(scope, release_id, new.sbom, now=now)
         details = {
             "type": new.type_name,
             "version": new.version,
@@ -179,6 +102,7 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
             "sha256": new.artifact_sha256,
             "filename": new.filename or artifact.filename,
             "warnings": list(new.warnings),
+            "sbom_sha256": new.sbom.sha256 if new.sbom else None,
         }
         self._audit(scope, "release.created", f"release:{release_id}", details, now=now)
         return await self.release(scope, release_id)
@@ -256,6 +180,46 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
             return await self.set_release_state(scope, release_id, ReleaseState.SIGNED, now=now)
         return release
 
+    async def set_release_sbom(self, scope: Scope, release_id: int, sbom: ReleaseSbom, *, now: datetime) -> Release:
+        """Return the draft with `sbom` in the place of any it had; the same again changes nothing.
+
+        Raises `NotFound` for the release or for stored bytes with that SHA-256, `Conflict` unless it is a draft.
+        """
+        release = await self._lock_release(scope, release_id)
+        if release.sbom == sbom:
+            return release
+        if release.state is not ReleaseState.DRAFT:
+            raise Conflict(
+                f"release {release_id} is {release.state}: its SBOM does not change any more",
+                expected="a draft",
+                found=release.state,
+                hint="Withdraw the release and make another one with the right SBOM.",
+            )
+        await self._connection.execute(sa.delete(release_sboms).where(release_sboms.c.release_id == release_id))
+        await self._insert_sbom(scope, release_id, sbom, now=now)
+        details = {
+            "sha256": sbom.sha256,
+            "filename": sbom.filename,
+            "format": f"{sbom.format} {sbom.spec_version}",
+            "replaced": release.sbom.sha256 if release.sbom else None,
+        }
+        self._audit(scope, "release.sbom-set", f"release:{release_id}", details, now=now)
+        return await self.release(scope, release_id)
+
+    async def _insert_sbom(self, scope: Scope, release_id: int, sbom: ReleaseSbom, *, now: datetime) -> None:
+        artifact = await self._artifact_row(scope, sbom.sha256, for_naming=True)
+        await self._connection.execute(
+            sa.insert(release_sboms).values(
+                release_id=release_id,
+                artifact_id=artifact.id,
+                format=sbom.format,
+                spec_version=sbom.spec_version,
+                component_count=sbom.component_count,
+                filename=sbom.filename,
+                created_at=now,
+            )
+        )
+
     async def set_release_state(
         self, scope: Scope, release_id: int, state: ReleaseState, *, now: datetime, reason: str = ""
     ) -> Release:
@@ -280,13 +244,15 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
                     f"release {release_id} lacks signatures of its type's signers", expected=needed, found=present
                 )
         await self._connection.execute(
-            sa.update(releases).where(releases.c.id == release_id).values(state=state.value, changed_at=now)
+            sa.update(releases).where(releases.c.id == release_id).values(state=state.value, changed_at=now),
+            execution_options=concerning(await self.waiting_for(executions.c.release_id == release_id)),
         )
         details = {
             "type": release.type_name,
             "version": release.version,
             "sequence": release.sequence,
             "sha256": release.artifact.digests.sha256,
+            "sbom_sha256": release.sbom.sha256 if release.sbom else None,
             "reason": reason,
         }
         self._audit(scope, f"release.{state.value}", f"release:{release_id}", details, now=now)
@@ -315,13 +281,6 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
         present = sum(signature.key_id in trusted for signature in release.signatures)
         return present, device_type.signature_threshold
 
-    async def _artifact_row(self, scope: Scope, sha256: str, *, for_naming: bool = False) -> sa.Row[Any]:
-        statement = sa.select(artifacts).where(artifacts.c.tenant_id == scope.tenant_id, artifacts.c.sha256 == sha256)
-        row = await self._row(statement.with_for_update(read=True, key_share=True) if for_naming else statement)
-        if row is None:
-            raise NotFound("no such artifact", found=sha256)
-        return row
-
     async def _lock_release(self, scope: Scope, release_id: int) -> Release:
         await self._rows(
             sa.select(releases.c.id)
@@ -347,19 +306,6 @@ class ReleaseQueries(DeviceTypeQueries, RolloutQueries):
         return tuple(_release(row, tuple(signatures[row.id])) for row in rows)
 
 
-def _artifact(row: Any, prefix: str) -> Artifact:
-    field = {name: row[f"{prefix}{name}"] for name in _ARTIFACT_COLUMNS}
-    return Artifact(
-        digests=FileDigests(size=field["size"], sha256=field["sha256"], sha1=field["sha1"], md5=field["md5"]),
-        filename=field["filename"],
-        format=field["format"],
-        image_version=field["image_version"],
-        validation_hash=field["validation_hash"],
-        inspection=field["inspection"],
-        created_at=field["created_at"],
-    )
-
-
 def _release(row: sa.Row[Any], signatures: tuple[ReleaseSignature, ...]) -> Release:
     return Release(
         id=row.id,
@@ -367,7 +313,7 @@ def _release(row: sa.Row[Any], signatures: tuple[ReleaseSignature, ...]) -> Rele
         version=row.version,
         sequence=row.sequence,
         state=ReleaseState(row.state),
-        artifact=_artifact(row._mapping, "artifact_"),
+        artifact=artifact_of(row._mapping, "artifact_"),
         filename=row.filename,
         manifest=row.manifest,
         signatures=signatures,
@@ -375,4 +321,18 @@ def _release(row: sa.Row[Any], signatures: tuple[ReleaseSignature, ...]) -> Rele
         expires_at=row.expires_at,
         notes=row.notes,
         warnings=tuple(row.warnings),
+        sbom=_sbom(row),
+    )
+
+
+def _sbom(row: sa.Row[Any]) -> ReleaseSbom | None:
+    if row.sbom_sha256 is None:
+        return None
+    return ReleaseSbom(
+        sha256=row.sbom_sha256,
+        size=row.sbom_size,
+        filename=row.sbom_filename,
+        format=row.sbom_format,
+        spec_version=row.sbom_spec_version,
+        component_count=row.sbom_component_count,
     )

@@ -26,6 +26,8 @@ from flota.fleet.rollouts import (
 )
 from flota.fleet.scope import Scope
 from flota.fleet.storage import NewRollout
+from flota.fleet.update_rules import Urgency
+from flota.store.change_notes import concerning
 from flota.store.queries.base import in_batches
 from flota.store.queries.executions import ExecutionQueries
 from flota.store.tables import (
@@ -91,6 +93,10 @@ class RolloutQueries(ExecutionQueries):
                 "silence_limit_s": policy.silence_limit_s,
                 "attempts": policy.attempts,
                 "count_inferred": policy.count_inferred,
+                "urgency": policy.urgency.value,
+                "forced_at": policy.forced_at,
+                "confirm": policy.confirm,
+                "maintenance": policy.maintenance,
                 "selector": new.selector,
                 "reason": "",
                 "created_at": now,
@@ -114,6 +120,7 @@ class RolloutQueries(ExecutionQueries):
                 "silence_limit_s": policy.silence_limit_s,
                 "attempts": policy.attempts,
                 "count_inferred": policy.count_inferred,
+                **_special_rules(policy),
             },
             now=now,
         )
@@ -172,7 +179,8 @@ class RolloutQueries(ExecutionQueries):
         await self._connection.execute(
             sa.update(rollouts)
             .where(rollouts.c.id == rollout_id)
-            .values(state=state.value, reason=reason, changed_at=now)
+            .values(state=state.value, reason=reason, changed_at=now),
+            execution_options=concerning(await self.waiting_for(executions.c.rollout_id == rollout_id)),
         )
         details = {"name": row.name, "from": before.value, "state": state.value, "reason": reason}
         self._audit(scope, f"rollout.{state.value}", f"rollout:{rollout_id}", details, now=now)
@@ -371,4 +379,20 @@ def _policy(row: sa.Row[Any]) -> RolloutPolicy:
         silence_limit_s=row.silence_limit_s,
         attempts=row.attempts,
         count_inferred=row.count_inferred,
+        urgency=Urgency(row.urgency),
+        forced_at=row.forced_at,
+        confirm=row.confirm,
+        maintenance=row.maintenance,
     )
+
+
+def _special_rules(policy: RolloutPolicy) -> dict[str, object]:
+    """Return what of a rollout's rules is not the usual, for the audit trail."""
+    told: dict[str, object] = {} if policy.urgency is Urgency.FORCED else {"urgency": policy.urgency.value}
+    if policy.forced_at is not None:
+        told["forced_at"] = policy.forced_at.isoformat()
+    if policy.confirm is not None:
+        told["confirm"] = policy.confirm
+    if policy.maintenance is not None:
+        told["maintenance"] = policy.maintenance
+    return told

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from flota.errors import Conflict, NotFound
 from flota.fleet.audit import FIRST_DIGEST
-from flota.fleet.scope import Role, Scope, Tenant
+from flota.fleet.scope import Role, Scope, Tenant, check_tenant_name
 from flota.fleet.storage import AccessToken
 from flota.store.queries.base import Queries
 from flota.store.tables import access_tokens, tenants
@@ -32,7 +32,11 @@ class TenantQueries(Queries):
         return tuple(Tenant(row.id, row.name) for row in rows)
 
     async def add_tenant(self, name: str, *, now: datetime) -> Tenant:
-        """Return a new tenant, its trail begun by the actor `server`; raises `Conflict` if the name is taken."""
+        """Return a new tenant, its trail begun by the actor `server`.
+
+        Raises `Conflict` if the name is taken, `InvalidInput` for one that addresses could not carry.
+        """
+        check_tenant_name(name)
         tenant_id = await self._insert_unique(
             tenants,
             {"name": name, "created_at": now, "audit_sequence": 0, "audit_digest": FIRST_DIGEST},
@@ -42,7 +46,14 @@ class TenantQueries(Queries):
         return Tenant(tenant_id, name)
 
     async def add_access_token(
-        self, scope: Scope, name: str, role: Role, secret_sha256: str, *, now: datetime
+        self,
+        scope: Scope,
+        name: str,
+        role: Role,
+        secret_sha256: str,
+        *,
+        now: datetime,
+        expires_at: datetime | None = None,
     ) -> AccessToken:
         """Return a new token, known by the hex SHA-256 of its secret; raises `Conflict` if a live one has this name."""
         token_id = await self._insert_unique(
@@ -53,11 +64,15 @@ class TenantQueries(Queries):
                 "role": role.value,
                 "secret_sha256": secret_sha256,
                 "created_at": now,
+                "expires_at": expires_at,
             },
             Conflict("there is a token of this name", found=name, hint="Revoke it first, or take another name."),
         )
-        self._audit(scope, "token.created", f"token:{token_id}", {"name": name, "role": role.value}, now=now)
-        return AccessToken(token_id, scope.tenant_id, name, role, now)
+        details = {"name": name, "role": role.value}
+        if expires_at is not None:
+            details["expires_at"] = expires_at.isoformat()
+        self._audit(scope, "token.created", f"token:{token_id}", details, now=now)
+        return AccessToken(token_id, scope.tenant_id, name, role, now, expires_at=expires_at)
 
     async def access_token_by_digest(self, secret_sha256: str) -> AccessToken | None:
         """Return the live token whose secret has this hex SHA-256, or None; a revoked one is None too."""
@@ -93,4 +108,4 @@ class TenantQueries(Queries):
 
 
 def _access_token(row: sa.Row[Any]) -> AccessToken:
-    return AccessToken(row.id, row.tenant_id, row.name, Role(row.role), row.created_at, row.revoked_at)
+    return AccessToken(row.id, row.tenant_id, row.name, Role(row.role), row.created_at, row.revoked_at, row.expires_at)

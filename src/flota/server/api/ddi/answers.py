@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,11 +23,14 @@ from flota.errors import (
     TooManyRequests,
     Unauthenticated,
 )
+from flota.protocols.cbor import pack_cbor
 from flota.protocols.ddi import DdiProblem, InvalidAttributes, TooManyEntries, pack_problem
 from flota.protocols.http_range import none_match
 from flota.server.problems import problem_headers, status_of
 from flota.server.updates import ActionClosed
 
+CBOR: Final = "application/cbor"
+ACCEPT_MAX_PARTS: Final = 32
 HAL_JSON: Final = "application/hal+json"
 JSON: Final = "application/json"
 
@@ -76,11 +80,24 @@ _SHAPES: Final = {
 
 def json_answer(request: Request, body: bytes) -> Response:
     """Return 200 with the body and a content ETag, or 304 when the client has it; the media type is the asked one."""
+    return unless_known(request, whole_answer(request, body))
+
+
+def whole_answer(request: Request, body: bytes) -> Response:
+    """Return 200 with the body and a content ETag, whatever the client has; the media type is the asked one."""
+    kind = media_type(request.headers.get("accept", ""))
+    if kind == CBOR:
+        body = pack_cbor(msgspec.json.decode(body))
     digest = hashlib.md5(body, usedforsecurity=False).hexdigest()
-    etag = f'"0{digest}"'
+    return Response(body, media_type=kind, headers={"etag": f'"0{digest}"'})
+
+
+def unless_known(request: Request, response: Response) -> Response:
+    """Return the response, or 304 when its ETag is one that the client has."""
+    etag = response.headers["etag"]
     if none_match(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers={"etag": etag})
-    return Response(body, media_type=_media_type(request), headers={"etag": etag})
+    return response
 
 
 def done() -> Response:
@@ -102,7 +119,30 @@ def problem_answer(error: FlotaError) -> Response:
     return Response(body, status_code=shape.status, media_type=JSON, headers=headers)
 
 
-def _media_type(request: Request) -> str:
-    """Return `application/json` for clients that ask for it and not for HAL; all others get HAL, as from hawkBit."""
-    accept = request.headers.get("accept", "").lower()
-    return JSON if JSON in accept and HAL_JSON not in accept else HAL_JSON
+def is_cbor(request: Request) -> bool:
+    """Whether the request's body is CBOR; whatever else it calls itself is read as JSON."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == CBOR
+
+
+def media_type(accept: str) -> str:
+    """Return the media type for an `Accept` header: the one wanted most of HAL, JSON and CBOR; HAL for all others.
+
+    Among equals the first counts, as for hawkBit. What asks for something else altogether gets HAL: no client does.
+    """
+    best, best_weight = HAL_JSON, 0.0
+    for part in accept.lower().split(",")[:ACCEPT_MAX_PARTS]:
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        weight = _weight(parameters)
+        if name in (HAL_JSON, JSON, CBOR) and weight > best_weight:
+            best, best_weight = name, weight
+    return best
+
+
+def _weight(parameters: list[str]) -> float:
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return max(0.0, min(1.0, float(parameter[2:])))
+            except ValueError:
+                return 0.0
+    return 1.0

@@ -5,14 +5,29 @@ Source: docs/reference/hawkbit-ddi.md, "Feedback".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState
-from flota.protocols.ddi import Feedback, FeedbackExecution, FeedbackFinished, TooManyEntries
+from flota.fleet.update_rules import Showing, Window
+from flota.protocols.ddi import (
+    Confirmation,
+    ConfirmationFeedback,
+    Feedback,
+    FeedbackExecution,
+    FeedbackFinished,
+    TooManyEntries,
+)
 from flota.protocols.peer_text import clean_text
-from flota.server.updates import CANCEL_DETAIL, CANCEL_REJECTED
+from flota.server.updates import (
+    CANCEL_DETAIL,
+    CANCEL_REJECTED,
+    CONFIRM_DETAIL,
+    CONFIRMED,
+    DENIED,
+    ONLY_DOWNLOADED_DETAIL,
+)
 
 STATUS_ENTRIES_MAX: Final = 1000
 """hawkBit's quota of status entries per action; final ones are exempt."""
@@ -40,6 +55,7 @@ class Meaning:
     state: ExecutionState
     status: str
     cancel_rejected: bool = False
+    only_downloaded: bool = False
 
 
 _E, _F, _S = FeedbackExecution, FeedbackFinished, ExecutionState
@@ -64,6 +80,32 @@ DEPLOYMENT_FEEDBACK: Final[Mapping[tuple[FeedbackExecution, FeedbackFinished], M
     **_whatever_result(_E.CANCELED, Meaning(_S.IN_PROGRESS, "CANCELED")),
 }
 """Feedback about a deployment. `downloaded` is never success; `rejected` and `canceled` are recorded, nothing more."""
+
+DOWNLOAD_ONLY_FEEDBACK: Final[Mapping[tuple[FeedbackExecution, FeedbackFinished], Meaning]] = {
+    **DEPLOYMENT_FEEDBACK,
+    **_whatever_result(_E.DOWNLOADED, Meaning(_S.SUCCEEDED, "DOWNLOADED", only_downloaded=True)),
+}
+"""Feedback about a deployment that asks for a download and no more: there, and only there, downloaded is success."""
+
+SKIPPED_FEEDBACK: Final[Mapping[tuple[FeedbackExecution, FeedbackFinished], Meaning]] = {
+    **DEPLOYMENT_FEEDBACK,
+    (_E.CLOSED, _F.SUCCESS): Meaning(_S.IN_PROGRESS, "WARNING"),
+    (_E.CLOSED, _F.NONE): Meaning(_S.IN_PROGRESS, "WARNING"),
+}
+"""Feedback of a client that closes what it was told not to install yet: it has installed nothing, so nothing ends."""
+
+SKIP_NOTICE: Final = "skipped update"
+"""What SWUpdate writes when it is told `"update":"skip"`: it then reports closed and success at once."""
+
+WAIT_FOR_CONFIRMATION: Final = "WAIT_FOR_CONFIRMATION"
+
+
+def is_skip_notice(feedback: Feedback, showing: Showing) -> bool:
+    """Whether a device says no more than that it does not install now, as it was told."""
+    if showing.window is not Window.CLOSED or feedback.execution is not _E.CLOSED:
+        return False
+    return any(SKIP_NOTICE in line.lower() for line in feedback.details)
+
 
 CANCEL_FEEDBACK: Final[Mapping[tuple[FeedbackExecution, FeedbackFinished], Meaning]] = {
     (_E.CLOSED, _F.SUCCESS): Meaning(_S.CANCELED, "CANCELED"),
@@ -113,9 +155,9 @@ def change_of(
     """
     meaning = table[feedback.execution, feedback.finished]
     is_final = meaning.state is not ExecutionState.IN_PROGRESS
-    if not is_final and execution.version >= STATUS_ENTRIES_MAX:
-        raise TooManyEntries("status entries", limit=STATUS_ENTRIES_MAX, found=execution.version)
-    lines = [line for text in feedback.details if (line := clean_text(text, max_len=LINE_MAX_LEN))]
+    if not is_final:
+        _take_entry(execution)
+    lines = _clean_lines(feedback.details)
     details: dict[str, str | None] = {"ddi-status": meaning.status}
     if feedback.code is not None:
         details["ddi-code"] = str(feedback.code)
@@ -124,6 +166,8 @@ def change_of(
         details["progress"] = f"{feedback.progress.done}/{feedback.progress.of}"
     if meaning.cancel_rejected:
         details[CANCEL_DETAIL] = CANCEL_REJECTED
+    if meaning.only_downloaded:
+        details[ONLY_DOWNLOADED_DETAIL] = "yes"
     if meaning.state is ExecutionState.FAILED:
         details["reason"] = lines[0] if lines else "the device reported a failure without details"
     message = LINE_SEPARATOR.join(lines) or OWN_MESSAGE + _DEFAULT_MESSAGES[meaning.status]
@@ -133,6 +177,34 @@ def change_of(
         basis=Basis.REPORTED if is_final else None,
         message=clean_text(message, max_len=MESSAGE_MAX_LEN),
     )
+
+
+def answer_change(execution: Execution, answer: ConfirmationFeedback) -> ExecutionChange:
+    """Return what to write for a device's answer to the question whether it agrees. Raises `TooManyEntries`."""
+    _take_entry(execution)
+    agrees = answer.confirmation is Confirmation.CONFIRMED
+    lines = _clean_lines(answer.details)
+    details: dict[str, str | None] = {
+        CONFIRM_DETAIL: CONFIRMED if agrees else DENIED,
+        "ddi-status": "RUNNING" if agrees else WAIT_FOR_CONFIRMATION,
+    }
+    if answer.code is not None:
+        details["ddi-code"] = str(answer.code)
+        lines.append(f"Device reported status code: {answer.code}")
+    said = "Target confirmed action." if agrees else "Target rejected to confirm the action."
+    message = LINE_SEPARATOR.join(lines) or OWN_MESSAGE + said
+    return ExecutionChange(
+        state=ExecutionState.IN_PROGRESS, details=details, message=clean_text(message, max_len=MESSAGE_MAX_LEN)
+    )
+
+
+def _take_entry(execution: Execution) -> None:
+    if execution.version >= STATUS_ENTRIES_MAX:
+        raise TooManyEntries("status entries", limit=STATUS_ENTRIES_MAX, found=execution.version)
+
+
+def _clean_lines(details: Sequence[str]) -> list[str]:
+    return [line for text in details if (line := clean_text(text, max_len=LINE_MAX_LEN))]
 
 
 def action_status(execution: Execution) -> str:

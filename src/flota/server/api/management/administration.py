@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from flota.client import schemas
-from flota.errors import Conflict
+from flota.errors import Conflict, InvalidInput
 from flota.fleet.scope import Role, Scope
 from flota.server.api.management import answers
 from flota.server.api.management.guard import GuardedRoute, caller_of, context_of, needs
@@ -43,10 +43,13 @@ async def list_tokens(context: Context, caller: Caller) -> Response:
 @needs(Permission.TOKENS_MANAGE)
 async def create_token(wanted: TokenInput, context: Context, caller: Caller) -> Response:
     """Make a token; its secret is in this answer and nowhere else."""
+    now = context.now()
+    if wanted.expires_at is not None and wanted.expires_at <= now:
+        raise InvalidInput("the token would have expired already", found=wanted.expires_at.isoformat())
     secret = new_secret()
     async with context.storage.transaction() as transaction:
         made = await transaction.add_access_token(
-            caller, wanted.name, wanted.role, digest_of_secret(secret), now=context.now()
+            caller, wanted.name, wanted.role, digest_of_secret(secret), now=now, expires_at=wanted.expires_at
         )
     return answers.answer(answers.access_token(made, secret=secret), 201)
 
@@ -57,7 +60,7 @@ async def revoke_token(token_id: int, context: Context, caller: Caller) -> Respo
     """Make a token useless from now on. The last administrator's token stays, or nobody could make another."""
     async with context.storage.transaction() as transaction:
         live = [one for one in await transaction.list_access_tokens(caller) if one.revoked_at is None]
-        admins = [one.id for one in live if one.role is Role.ADMIN]
+        admins = [one.id for one in live if one.role is Role.ADMIN and one.expires_at is None]
         if admins == [token_id]:
             raise Conflict(
                 "this is the last administrator's token",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -14,13 +14,15 @@ from flota.boards.catalogue import board
 from flota.boards.fit import slots_of
 from flota.client import schemas
 from flota.fleet.audit import AuditEntry
-from flota.fleet.devices import Device, DeviceType
+from flota.fleet.devices import Device, DeviceType, IdentityConflict
 from flota.fleet.executions import Execution
-from flota.fleet.releases import Artifact, Release
+from flota.fleet.inferences import FLAG_DETAIL
+from flota.fleet.releases import Artifact, Release, ReleaseSbom
 from flota.fleet.rollouts import Rollout
 from flota.fleet.scope import Role, Scope
-from flota.fleet.storage import AccessToken, ExecutionEvent, NewDeviceType
+from flota.fleet.storage import AccessToken, ExecutionEvent, GatewayToken, NewDeviceType
 from flota.server.device_registry import is_builtin, profile_of
+from flota.server.viam_links import ServiceLinks
 
 JSON: Final = "application/json"
 
@@ -36,11 +38,14 @@ SCHEMAS: Final = (
     schemas.Execution,
     schemas.ExecutionEventPage,
     schemas.ExecutionPage,
+    schemas.GatewayToken,
+    schemas.GatewayTokenPage,
     schemas.ImportAnswer,
     schemas.Release,
     schemas.ReleasePage,
     schemas.Rollout,
     schemas.RolloutPage,
+    schemas.ViamLinks,
     schemas.WhoAmI,
 )
 """What the OpenAPI document describes; the types these refer to come along."""
@@ -90,6 +95,11 @@ def device_type(entity: DeviceType) -> schemas.DeviceType:
         partition_csv=entity.partition_csv or board(entity.board).partition_csv,
         slots=[schemas.Slot(name=s.name, offset=s.offset, size=s.size) for s in slots_of(profile_of(entity))],
         builtin=is_builtin(entity),
+        confirm=entity.confirm,
+        maintenance=entity.maintenance,
+        download_ahead=entity.download_ahead,
+        bootloader_idf_version=entity.bootloader_idf_version,
+        secure_boot_keys=list(entity.secure_boot_keys),
     )
 
 
@@ -146,11 +156,31 @@ def release(entity: Release, its_type: DeviceType) -> schemas.Release:
         expires_at=entity.expires_at,
         notes=entity.notes,
         warnings=list(entity.warnings),
+        sbom=sbom(entity.sbom) if entity.sbom else None,
     )
 
 
-def device(entity: Device, *, token: str | None = None) -> schemas.Device:
-    """Return a device; `token` only where it was just made."""
+def sbom(entity: ReleaseSbom) -> schemas.Sbom:
+    """Return what is shown of a release's SBOM."""
+    return schemas.Sbom(
+        format=entity.format,
+        spec_version=entity.spec_version,
+        component_count=entity.component_count,
+        sha256=entity.sha256,
+        size=entity.size,
+        filename=entity.filename,
+    )
+
+
+def flags_of(executions: Sequence[Execution]) -> list[str]:
+    """Return what an operator should look at: the flag of the device's latest execution that began."""
+    begun = [one for one in executions if one.started_at is not None]
+    flag = begun[-1].details.get(FLAG_DETAIL) if begun else None
+    return [f"execution {begun[-1].id}: {flag}"] if flag else []
+
+
+def device(entity: Device, *, token: str | None = None, flags: Sequence[str] = ()) -> schemas.Device:
+    """Return a device; `token` only where it was just made, `flags` where it is asked for alone."""
     return schemas.Device(
         id=entity.id,
         name=entity.name,
@@ -167,7 +197,14 @@ def device(entity: Device, *, token: str | None = None) -> schemas.Device:
         address=entity.address,
         created_at=entity.created_at,
         token=token,
+        auto_confirm=entity.auto_confirm is not None,
+        identity_conflict=None if entity.identity_conflict is None else _conflict(entity.identity_conflict),
+        flags=list(flags),
     )
+
+
+def _conflict(entity: IdentityConflict) -> schemas.IdentityConflict:
+    return schemas.IdentityConflict(trait=entity.trait, seen=list(entity.seen), at=entity.at)
 
 
 def rollout(entity: Rollout) -> schemas.Rollout:
@@ -185,6 +222,10 @@ def rollout(entity: Rollout) -> schemas.Rollout:
             silence_limit_s=policy.silence_limit_s,
             attempts=policy.attempts,
             count_inferred=policy.count_inferred,
+            urgency=str(policy.urgency),
+            forced_at=policy.forced_at,
+            confirm=policy.confirm,
+            maintenance=policy.maintenance,
         ),
         waves=[
             schemas.Wave(
@@ -222,6 +263,26 @@ def execution(entity: Execution) -> schemas.Execution:
     )
 
 
+def viam_links(made: ServiceLinks) -> schemas.ViamLinks:
+    """Return service configurations of micro-RDK devices."""
+    return schemas.ViamLinks(
+        items=[
+            schemas.ViamLink(
+                device=link.device,
+                labels=dict(link.labels or {}),
+                execution=link.execution,
+                rollout=link.rollout,
+                url=link.url,
+                version=link.version,
+                per_device_status=link.device is not None,
+                service=dict(link.service),
+            )
+            for link in made.links
+        ],
+        warnings=list(made.warnings),
+    )
+
+
 def execution_event(entity: ExecutionEvent) -> schemas.ExecutionEvent:
     """Return one change of an execution."""
     return schemas.ExecutionEvent(
@@ -254,6 +315,23 @@ def access_token(entity: AccessToken, *, secret: str | None = None) -> schemas.A
         name=entity.name,
         role=str(entity.role),
         created_at=entity.created_at,
+        revoked_at=entity.revoked_at,
+        expires_at=entity.expires_at,
+        secret=secret,
+    )
+
+
+def gateway_token(entity: GatewayToken, *, secret: str | None = None) -> schemas.GatewayToken:
+    """Return a gateway's token; `secret` only where it was just made."""
+    return schemas.GatewayToken(
+        id=entity.id,
+        name=entity.name,
+        device_count=entity.device_count,
+        selector=entity.selector,
+        all_devices=entity.all_devices,
+        type=entity.type_name,
+        created_at=entity.created_at,
+        expires_at=entity.expires_at,
         revoked_at=entity.revoked_at,
         secret=secret,
     )

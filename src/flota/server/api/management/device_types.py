@@ -13,7 +13,13 @@ from flota.errors import NotFound
 from flota.fleet.scope import Scope
 from flota.server.api.management import answers
 from flota.server.api.management.guard import GuardedRoute, caller_of, context_of, needs
-from flota.server.api.management.inputs import TrustInput, TypeInput, UnknownDevicesInput
+from flota.server.api.management.inputs import (
+    BootFactsInput,
+    TrustInput,
+    TypeInput,
+    UnknownDevicesInput,
+    UpdateRulesInput,
+)
 from flota.server.auth import Permission
 from flota.server.context import ServerContext
 from flota.server.device_registry import (
@@ -21,6 +27,7 @@ from flota.server.device_registry import (
     builtin_type,
     declared_type,
     device_type_or_builtin,
+    set_boot_facts,
 )
 
 router = APIRouter(route_class=GuardedRoute, tags=["types"])
@@ -55,6 +62,11 @@ async def declare_type(wanted: TypeInput, context: Context, caller: Caller) -> R
         signature_threshold=wanted.signature_threshold,
         poll_interval_s=wanted.poll_interval_s,
         description=wanted.description,
+        confirm=wanted.confirm,
+        maintenance=wanted.maintenance,
+        download_ahead=wanted.download_ahead,
+        bootloader_idf_version=wanted.bootloader_idf_version,
+        secure_boot_keys=wanted.secure_boot_keys,
     )
     async with context.storage.transaction() as transaction:
         made = await transaction.add_device_type(caller, new, now=context.now())
@@ -84,6 +96,17 @@ async def trust_keys(name: str, wanted: TrustInput, context: Context, caller: Ca
     return answers.answer(answers.device_type(changed))
 
 
+@router.post("/types/{name}/boot-facts", responses=answers.describes(schemas.DeviceType))
+@needs(Permission.TYPES_DECLARE)
+async def change_boot_facts(name: str, wanted: BootFactsInput, context: Context, caller: Caller) -> Response:
+    """Say what the type's devices boot with: releases that they would not start are refused from now on."""
+    async with context.storage.transaction() as transaction:
+        changed = await set_boot_facts(
+            transaction, caller, name, wanted.model_dump(include=wanted.model_fields_set), now=context.now()
+        )
+    return answers.answer(answers.device_type(changed))
+
+
 @router.post("/types/{name}/unknown-devices", responses=answers.describes(schemas.DeviceType))
 @needs(Permission.TYPES_DECLARE)
 async def set_unknown_devices(name: str, wanted: UnknownDevicesInput, context: Context, caller: Caller) -> Response:
@@ -92,4 +115,22 @@ async def set_unknown_devices(name: str, wanted: UnknownDevicesInput, context: C
     async with context.storage.transaction() as transaction:
         its_type = await device_type_or_builtin(transaction, caller, name, now)
         changed = await transaction.set_unknown_devices(caller, its_type.name, wanted.unknown_devices, now=now)
+    return answers.answer(answers.device_type(changed))
+
+
+@router.post("/types/{name}/update-rules", responses=answers.describes(schemas.DeviceType))
+@needs(Permission.TYPES_DECLARE)
+async def set_update_rules(name: str, wanted: UpdateRulesInput, context: Context, caller: Caller) -> Response:
+    """Say how the type's devices take updates; what is not given stays. It counts for rollouts at work too."""
+    now = context.now()
+    async with context.storage.transaction() as transaction:
+        its_type = await device_type_or_builtin(transaction, caller, name, now)
+        changed = await transaction.set_update_rules(
+            caller,
+            its_type.name,
+            confirm=wanted.confirm,
+            maintenance=wanted.maintenance,
+            download_ahead=wanted.download_ahead,
+            now=now,
+        )
     return answers.answer(answers.device_type(changed))

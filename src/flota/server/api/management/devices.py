@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -104,9 +105,11 @@ async def import_devices(request: Request, context: Context, caller: Caller) -> 
 @router.get("/devices/{name}", responses=answers.describes(schemas.Device))
 @needs(Permission.DEVICES_READ)
 async def show_device(name: str, context: Context, caller: Caller) -> Response:
-    """Show one device."""
+    """Show one device, with what an operator should look at."""
     async with context.storage.reading() as transaction:
-        return answers.answer(answers.device(await transaction.device(caller, name)))
+        device = await transaction.device(caller, name)
+        executions = await transaction.list_executions(caller, device_id=device.id)
+    return answers.answer(answers.device(device, flags=answers.flags_of(executions)))
 
 
 @router.delete("/devices/{name}", status_code=204)
@@ -141,11 +144,16 @@ async def refuse_device(name: str, context: Context, caller: Caller, _: EmptyInp
 async def replace_token(
     name: str, context: Context, caller: Caller, given: TokenOfDeviceInput | None = None
 ) -> Response:
-    """Replace a device's token; the old one stops working at once, the new one is in this answer and nowhere else."""
+    """Replace a device's token; the new one is in this answer and nowhere else.
+
+    The old one stops working at once, or after `overlap_s` seconds, or when the device has used the new one.
+    """
+    now = context.now()
     wanted = given.token if given else None
+    until = now + timedelta(seconds=given.overlap_s) if given and given.overlap_s else None
     token = device_registry.parse_device_token(wanted) if wanted else device_registry.new_device_token()
     async with context.storage.transaction() as transaction:
-        await transaction.set_device_token(caller, name, digest_of_secret(token), now=context.now())
+        await transaction.set_device_token(caller, name, digest_of_secret(token), now=now, previous_until=until)
         device = await transaction.device(caller, name)
     return answers.answer(answers.device(device, token=token))
 

@@ -10,6 +10,7 @@ from flota.boards.model import VersionFrom
 from flota.fleet.devices import DeviceState, UnknownDevices
 from flota.fleet.releases import ReleaseState
 from flota.fleet.scope import Role
+from flota.fleet.update_rules import Urgency
 
 INT32_MAX: Final = 2**31 - 1
 KEY_PEM_MAX_LEN: Final = 4096
@@ -36,6 +37,9 @@ Pem = Annotated[str, StringConstraints(min_length=1, max_length=KEY_PEM_MAX_LEN)
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
 
 
+Maintenance = Annotated[str, StringConstraints(min_length=1, max_length=120), AfterValidator(_printable)]
+
+
 class Input(BaseModel):
     """Common ground: unknown fields are refused, and text is not turned into numbers."""
 
@@ -55,6 +59,18 @@ class TypeInput(Input):
     signature_threshold: int = Field(default=1, ge=1, le=16)
     poll_interval_s: int = Field(default=300, ge=1, le=DAY_S)
     description: Line = ""
+    confirm: bool = False
+    maintenance: Maintenance | None = None
+    download_ahead: bool = False
+    bootloader_idf_version: Name | None = None
+    secure_boot_keys: list[Sha256] = Field(default=[], max_length=16)
+
+
+class BootFactsInput(Input):
+    """Changes what a type's devices boot with; a field that is left out stays as it is, null and [] clear one."""
+
+    bootloader_idf_version: Name | None = None
+    secure_boot_keys: list[Sha256] = Field(default=[], max_length=16)
 
 
 class TrustInput(Input):
@@ -70,6 +86,21 @@ class UnknownDevicesInput(Input):
     unknown_devices: UnknownDevices
 
 
+class SbomInput(Input):
+    """An SBOM: the SHA-256 of its stored bytes, and what its file is called."""
+
+    artifact: Sha256
+    filename: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
+
+
+class UpdateRulesInput(Input):
+    """How a type's devices take updates: asked first, in maintenance windows (`none`: any time), downloading ahead."""
+
+    confirm: bool | None = None
+    maintenance: Maintenance | None = None
+    download_ahead: bool | None = None
+
+
 class ReleaseInput(Input):
     """A draft for stored bytes; `artifact` is their SHA-256, `filename` what devices are told the file is called."""
 
@@ -79,6 +110,7 @@ class ReleaseInput(Input):
     notes: Note = ""
     expires_at: AwareDatetime | None = None
     filename: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
+    sbom: SbomInput | None = None
 
 
 class SignatureInput(Input):
@@ -110,9 +142,10 @@ class DeviceInput(Input):
 
 
 class TokenOfDeviceInput(Input):
-    """Replaces a device's token."""
+    """Replaces a device's token; for `overlap_s` seconds the old one works too, or until the new one is used."""
 
     token: Annotated[str, StringConstraints(max_length=200)] | None = None
+    overlap_s: int = Field(default=0, ge=0, le=365 * DAY_S)
 
 
 class LabelsInput(Input):
@@ -133,13 +166,51 @@ class RolloutInput(Input):
     silence_limit_s: int | None = Field(default=None, ge=1, le=365 * DAY_S)
     attempts: int | None = Field(default=None, ge=1, le=100)
     count_inferred: bool | None = None
+    urgency: Urgency = Urgency.FORCED
+    forced_at: AwareDatetime | None = None
+    confirm: bool | None = None
+    maintenance: Maintenance | None = None
+
+
+class ViamLinksInput(Input):
+    """Which service configurations are wanted; `base_url` is the address that devices shall use."""
+
+    release: Annotated[str, StringConstraints(min_length=1, max_length=300)] | None = None
+    device: Name | None = None
+    rollout: Name | None = None
+    base_url: Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_printable)] | None = None
+
+
+class EvidenceInput(Input):
+    """When another system (`source`, e.g. `viam`) last heard of an execution's device."""
+
+    last_online_at: AwareDatetime
+    source: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+
+
+TokenName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class TokenInput(Input):
-    """Makes a management token."""
+    """Makes a management token, useless from `expires_at` on."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: TokenName
     role: Role
+    expires_at: AwareDatetime | None = None
+
+
+class GatewayTokenInput(Input):
+    """Makes a gateway's token for named devices, for those that `select` picks at any moment, or for all of them.
+
+    `type` is what devices become that nobody has registered, by that type's policy; without one they are turned away.
+    """
+
+    name: TokenName
+    devices: list[Name] | None = Field(default=None, min_length=1, max_length=NAMES_MAX)
+    select: Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_printable)] | None = None
+    all_devices: bool = False
+    type: Name | None = None
+    expires_at: AwareDatetime | None = None
 
 
 class ReleaseQuery(Input):

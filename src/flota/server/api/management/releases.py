@@ -6,15 +6,16 @@ from typing import Annotated
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 
 from flota.client import schemas
 from flota.digests import parse_sha256_hex
-from flota.errors import InvalidInput
+from flota.errors import InvalidInput, NotFound
 from flota.fleet.devices import DeviceType
 from flota.fleet.releases import Release, ReleaseSignature
 from flota.fleet.scope import Scope
-from flota.server import catalogue
+from flota.images.sbom import SbomFormat
+from flota.server import artifact_intake, catalogue
 from flota.server.api.management import answers
 from flota.server.api.management.guard import (
     STREAMED,
@@ -25,9 +26,17 @@ from flota.server.api.management.guard import (
     context_of,
     needs,
 )
-from flota.server.api.management.inputs import EmptyInput, ReasonInput, ReleaseInput, ReleaseQuery, SignatureInput
+from flota.server.api.management.inputs import (
+    EmptyInput,
+    ReasonInput,
+    ReleaseInput,
+    ReleaseQuery,
+    SbomInput,
+    SignatureInput,
+)
 from flota.server.auth import Permission
 from flota.server.context import ServerContext
+from flota.server.sboms import SbomFile
 
 router = APIRouter(route_class=GuardedRoute, tags=["releases"])
 Context = Annotated[ServerContext, Depends(context_of)]
@@ -58,11 +67,11 @@ async def upload_artifact(
     x_filename: Annotated[str, Header(description="A label for the bytes: UTF-8, percent-encoded.")] = "firmware.bin",
 ) -> Response:
     """Store the body as it is, then look into what was stored."""
-    stored, is_new = await catalogue.store_artifact(
+    stored, is_new = await artifact_intake.store_artifact(
         context,
         caller,
         body_pieces(request),
-        filename=catalogue.parse_filename(_decoded(x_filename)),
+        filename=artifact_intake.parse_filename(_decoded(x_filename)),
         announced_size=announced_size(request),
     )
     return answers.answer(answers.artifact(stored, already_stored=not is_new), 201 if is_new else 200)
@@ -97,6 +106,7 @@ async def create_release(wanted: ReleaseInput, context: Context, caller: Caller)
         notes=wanted.notes,
         expires_at=wanted.expires_at,
         filename=wanted.filename,
+        sbom=_sbom_file(wanted.sbom) if wanted.sbom else None,
     )
     made = await catalogue.create_release(context, caller, draft)
     async with context.storage.reading() as transaction:
@@ -126,6 +136,36 @@ async def show_manifest(reference: str, context: Context, caller: Caller) -> Res
     return Response(found.manifest, media_type=answers.JSON, headers={"cache-control": "no-store"})
 
 
+@router.put("/releases/{reference}/sbom", responses=answers.describes(schemas.Release))
+@needs(Permission.RELEASES_CREATE)
+async def set_sbom(reference: str, given: SbomInput, context: Context, caller: Caller) -> Response:
+    """Give a draft an SBOM (CycloneDX or SPDX as JSON) of stored bytes; once it is signed, its SBOM stays."""
+    return _released(await catalogue.set_sbom(context, caller, reference, _sbom_file(given)))
+
+
+@router.get(
+    "/releases/{reference}/sbom",
+    response_class=FileResponse,
+    responses={200: {"description": "The file as it was uploaded.", "content": {answers.JSON: {}}}},
+)
+@needs(Permission.RELEASES_READ)
+async def download_sbom(reference: str, context: Context, caller: Caller) -> Response:
+    """Return a release's SBOM, byte for byte."""
+    async with context.storage.reading() as transaction:
+        found = await catalogue.find_release(transaction, caller, reference)
+    if found.sbom is None:
+        raise NotFound(
+            f"release {found.type_name}@{found.version} has no SBOM",
+            hint="Drafts take one: flota release create FILE --sbom FILE, or flota release sbom RELEASE --attach FILE.",
+        )
+    return FileResponse(
+        context.artifacts.path(found.sbom.sha256),
+        media_type=SbomFormat(found.sbom.format).media_type(found.sbom.spec_version),
+        filename=found.sbom.filename,
+        headers={"cache-control": "no-store", "x-content-type-options": "nosniff", "etag": f'"{found.sbom.sha256}"'},
+    )
+
+
 @router.post("/releases/{reference}/signatures", responses=answers.describes(schemas.Release))
 @needs(Permission.RELEASES_SIGN)
 async def add_signature(reference: str, given: SignatureInput, context: Context, caller: Caller) -> Response:
@@ -151,6 +191,10 @@ async def withdraw(reference: str, context: Context, caller: Caller, given: Reas
 def _released(result: tuple[Release, DeviceType]) -> Response:
     release, its_type = result
     return answers.answer(answers.release(release, its_type))
+
+
+def _sbom_file(given: SbomInput) -> SbomFile:
+    return SbomFile(given.artifact, given.filename)
 
 
 def _decoded(x_filename: str) -> str:

@@ -1,0 +1,172 @@
+"""A fleet that polls, as one process: plain sockets and one epoll, so that the generator leaves the CPU to the server.
+
+Every device has its own path and token, which h2load and wrk cannot do without a script. Run by `poll.py`, which gives
+a JSON object as the only argument (`Plan`) and reads one (`Figures`) from the standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+SCHEME_TARGET = "TargetToken"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Devices `first` to `first + devices - 1` poll in turn until `polls` were answered; `prefix` names them."""
+
+    host: str
+    port: int
+    polls: int
+    devices: int
+    first: int = 0
+    connections: int = 64
+    scheme: str = SCHEME_TARGET
+    prefix: str = "dev"
+    must_contain: str = '"sleep"'
+    tls_each: bool = False
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was seen; times in ms. `wrong` counts answers other than 200 with the text that they must contain."""
+
+    seconds: float
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+    worst_ms: float
+    wrong: int
+    statuses: dict[str, int]
+
+
+def device_name(plan: Plan, number: int) -> str:
+    return f"{plan.prefix}-{plan.first + number % plan.devices:06}"
+
+
+def secret_of(name: str, scheme: str) -> str:
+    """Return the token of a device, or of the gateway."""
+    return f"token-of-{name}" if scheme == SCHEME_TARGET else "token-of-the-gateway"
+
+
+def request_of(plan: Plan, number: int, *, close: bool = False) -> bytes:
+    name = device_name(plan, number)
+    lines = [
+        f"GET /DEFAULT/controller/v1/{name} HTTP/1.1",
+        f"Host: {plan.host}:{plan.port}",
+        f"Authorization: {plan.scheme} {secret_of(name, plan.scheme)}",
+        "Accept: application/hal+json",
+        "User-Agent: benchmark/1.0",
+    ]
+    return "\r\n".join([*lines, "Connection: close"] if close else lines).encode() + b"\r\n\r\n"
+
+
+def keep_alive(plan: Plan) -> Figures:
+    """Poll over connections that stay open, each with one request at a time."""
+    must = plan.must_contain.encode()
+    requests = [request_of(plan, number) for number in range(min(plan.polls, plan.devices))]
+    poller, sockets = select.epoll(), {}
+    for _ in range(plan.connections):
+        one = socket.create_connection((plan.host, plan.port))
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sockets[one.fileno()] = one
+        poller.register(one.fileno(), select.EPOLLIN)
+    sent_at, partial, times = {}, {}, []
+    statuses: Counter[bytes] = Counter()
+    wrong = asked = 0
+    clock = time.perf_counter
+    began = clock()
+    for number, (descriptor, one) in enumerate(sockets.items()):
+        one.send(requests[number % len(requests)])
+        sent_at[descriptor] = clock()
+        asked += 1
+    left = plan.polls
+    while left > 0:
+        for descriptor, _ in poller.poll():
+            one = sockets[descriptor]
+            answer = one.recv(65536)
+            if descriptor in partial:
+                answer = partial.pop(descriptor) + answer
+            if not is_whole(answer):
+                if not answer:
+                    raise SystemExit("the server closed a connection")
+                partial[descriptor] = answer
+                continue
+            now = clock()
+            times.append(now - sent_at[descriptor])
+            statuses[answer[9:12]] += 1
+            if must not in answer or answer[9:12] != b"200":
+                wrong += 1
+            left -= 1
+            if asked < plan.polls:
+                one.send(requests[asked % len(requests)])
+                sent_at[descriptor] = now
+                asked += 1
+    seconds = clock() - began
+    return figures(seconds, times, wrong, statuses)
+
+
+def is_whole(answer: bytes) -> bool:
+    head, end, body = answer.partition(b"\r\n\r\n")
+    if not end:
+        return False
+    at = head.lower().find(b"content-length: ")
+    return at < 0 or len(body) >= int(head[at + 16 :].split(b"\r\n", 1)[0])
+
+
+def fresh_tls(plan: Plan) -> Figures:
+    """Poll with a TLS 1.3 handshake for each, no session resumed: one thread a connection; OpenSSL frees the lock."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # a device's work, not the server's
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    must, lock = plan.must_contain.encode(), threading.Lock()
+    numbers = iter(range(plan.polls))
+    times: list[float] = []
+    statuses: Counter[bytes] = Counter()
+    wrong = 0
+
+    def poll() -> None:
+        nonlocal wrong
+        while True:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                return
+            began = time.perf_counter()
+            with socket.create_connection((plan.host, plan.port)) as plain, context.wrap_socket(plain) as secure:
+                secure.sendall(request_of(plan, number, close=True))
+                answer = b""
+                while not is_whole(answer) and (part := secure.recv(65536)):
+                    answer += part
+            times.append(time.perf_counter() - began)
+            with lock:
+                statuses[answer[9:12]] += 1
+                wrong += must not in answer or answer[9:12] != b"200"
+
+    began = time.perf_counter()
+    threads = [threading.Thread(target=poll) for _ in range(plan.connections)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return figures(time.perf_counter() - began, times, wrong, statuses)
+
+
+def figures(seconds: float, times: list[float], wrong: int, statuses: Counter[bytes]) -> Figures:
+    times.sort()
+    p50, p99 = (times[int(len(times) * share)] * 1000 for share in (0.5, 0.99))
+    seen = {status.decode("latin-1"): count for status, count in statuses.items()}
+    return Figures(seconds, len(times) / seconds, p50, p99, times[-1] * 1000, wrong, seen)
+
+
+if __name__ == "__main__":
+    given = Plan(**json.loads(sys.argv[1]))
+    print(json.dumps(asdict(fresh_tls(given) if given.tls_each else keep_alive(given))))

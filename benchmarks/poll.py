@@ -1,0 +1,253 @@
+"""Polls of hawkBit clients: how many a second, how late, at what memory; server and fleet share this machine's CPUs.
+
+Run: python benchmarks/poll.py [--devices 10000] [--many 100000] [--rounds 3]. Beside each rate of unchanged polls stands
+that of a handler on the same server that looks at nothing: their ratio is what the handling costs on any machine.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if not __package__:
+    sys.path[0] += "/.."  # not this directory: benchmarks/inspect.py is no replacement for the standard library's
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from benchmarks._poll_load import Figures, Plan, device_name, secret_of
+from benchmarks._side_by_side import resident_mib
+
+ROOT = Path(__file__).parent.parent
+BATCH = 5000
+POLLS = 60_000
+TLS_POLLS = 4000
+REGISTRATIONS = 3000
+
+RATE_GOAL = 12_000.0
+P99_GOAL_MS = 50.0
+CEILING_GOAL = 0.3
+TLS_GOAL = 1000.0
+MANY_GOAL = 0.8
+UPDATE_GOAL = 1000.0
+REGISTRATION_GOAL = 500.0
+RESIDENT_GOAL_MIB = 250.0
+
+
+@dataclass(frozen=True)
+class Up:
+    """A running `flota up`."""
+
+    pid: int
+    http: str
+    https: str
+    token: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--devices", type=int, default=10_000)
+    parser.add_argument("--many", type=int, default=100_000, help="the second fleet's devices; 0 leaves it out")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with constant_answer() as ceiling:
+        few = unchanged(options.devices, ceiling, options.rounds, everything=True)
+        if options.many:
+            many = unchanged(options.many, ceiling, options.rounds, everything=False)
+            ratio = many / few
+            report(f"{options.many} devices against {options.devices}", f"{ratio:.2f}", f">= {MANY_GOAL}", ratio >= MANY_GOAL)
+
+
+def unchanged(devices: int, ceiling: str, rounds: int, *, everything: bool) -> float:
+    """Measure with a fleet of so many devices; returns its rate of unchanged polls."""
+    with flota_up(devices) as server:
+        plan = plan_for(server.http, devices=devices, polls=devices)
+        first = run(plan)
+        print(f"\n{devices} devices: first polls {first.per_s:.0f}/s (after a start; p99 {first.p99_ms:.0f} ms)", flush=True)
+        plan = replace(plan, polls=max(POLLS, devices))
+        pairs = [(run(plan), run(replace(plan, **address(ceiling)))) for _ in range(rounds)]
+        rate = statistics.median(one.per_s for one, _ in pairs)
+        ratio = statistics.median(one.per_s / other.per_s for one, other in pairs)
+        p99 = statistics.median(one.p99_ms for one, _ in pairs)
+        print("   ", ", ".join(f"{one.per_s:.0f} : {other.per_s:.0f}" for one, other in pairs), "per s")
+        report("unchanged polls, kept alive", f"{rate:.0f}/s", f">= {RATE_GOAL:.0f}/s", rate >= RATE_GOAL)
+        report("    p99", f"{p99:.1f} ms", f"< {P99_GOAL_MS:.0f} ms", p99 < P99_GOAL_MS)
+        report("    of a constant answer", f"{ratio:.2f}", f">= {CEILING_GOAL}", ratio >= CEILING_GOAL)
+        if everything:
+            tls = run(plan_for(server.https, devices=devices, polls=TLS_POLLS, tls_each=True, connections=16))
+            report("    each on a fresh TLS 1.3 connection", f"{tls.per_s:.0f}/s", f">= {TLS_GOAL:.0f}/s", tls.per_s >= TLS_GOAL)
+            updates(server, devices)
+            registrations(server)
+        resident = resident_mib(server.pid)
+        report("resident", f"{resident:.0f} MiB", f"<= {RESIDENT_GOAL_MIB:.0f} MiB", resident <= RESIDENT_GOAL_MIB)
+        return rate
+
+
+def updates(server: Up, devices: int) -> None:
+    """Open a wave for every device, then let each poll once and find it."""
+    ask(server, "/rollouts", {"release": "pump@2.0.0", "select": "all", "name": "benchmark"})
+    for _ in range(600):
+        if ask(server, "/rollouts/benchmark")["waves"][0]["counts"].get("QUEUED", 0) == devices:
+            break
+        time.sleep(0.1)
+    plan = plan_for(server.http, devices=devices, polls=devices, must_contain='"deploymentBase"')
+    found = run(plan)
+    report("polls that find an update", f"{found.per_s:.0f}/s", f">= {UPDATE_GOAL:.0f}/s", found.per_s >= UPDATE_GOAL)
+
+
+def registrations(server: Up) -> None:
+    """Let strangers poll, for whom a gateway vouches: each becomes a device that waits to be accepted."""
+    plan = plan_for(server.http, devices=REGISTRATIONS, polls=REGISTRATIONS, scheme="GatewayToken", prefix="new")
+    made = run(plan)
+    report("registrations", f"{made.per_s:.0f}/s", f">= {REGISTRATION_GOAL:.0f}/s", made.per_s >= REGISTRATION_GOAL)
+
+
+def plan_for(url: str, *, devices: int, polls: int, **more: object) -> Plan:
+    return Plan(**{**address(url), "devices": devices, "polls": polls, **more})  # type: ignore[arg-type]
+
+
+def address(url: str) -> dict[str, object]:
+    parts = urlsplit(url)
+    return {"host": parts.hostname, "port": parts.port}
+
+
+def run(plan: Plan) -> Figures:
+    """Let the fleet poll; one wrong answer ends the benchmark."""
+    command = [sys.executable, "-m", "benchmarks._poll_load", json.dumps(asdict(plan))]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    figures = Figures(**json.loads(output))
+    if figures.wrong:
+        sys.exit(f"{figures.wrong} wrong answers: {figures.statuses}")
+    return figures
+
+
+def report(what: str, value: str, goal: str, met: bool) -> None:
+    print(f"{what}: {value} (goal {goal}: {'met' if met else 'NOT MET'})", flush=True)
+
+
+def ask(server: Up, path: str, body: dict[str, object] | None = None) -> dict[str, dict[str, dict[str, int]]]:
+    import httpx
+
+    headers = {"authorization": f"Bearer {server.token}"}
+    method = "GET" if body is None else "POST"
+    answer = httpx.request(method, f"{server.http}/api/v1{path}", headers=headers, json=body, timeout=120)
+    answer.raise_for_status()
+    found: dict[str, dict[str, dict[str, int]]] = answer.json()
+    return found
+
+
+@contextlib.contextmanager
+def flota_up(devices: int) -> Iterator[Up]:
+    """Run `flota up` over a database with so many devices, a published release and a gateway's token."""
+    with tempfile.TemporaryDirectory(prefix="flota-bench-") as directory:
+        data = Path(directory) / "data"
+        asyncio.run(prepare(data, devices))
+        command = [sys.executable, "-m", "flota", "up", "--data", str(data), "--http", ":0", "--https", ":0", "--json"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        try:
+            assert process.stdout is not None
+            ready = json.loads(process.stdout.readline())
+            token = Path(ready["token_file"]).read_text().strip()
+            yield Up(process.pid, ready["http"], ready["https"], token)
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@contextlib.contextmanager
+def constant_answer() -> Iterator[str]:
+    """Run the handler that looks at nothing; gives its URL."""
+    command = [sys.executable, "-m", "benchmarks._constant_answer"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+async def prepare(data: Path, devices: int) -> None:
+    """Write what the fleet needs straight into the database: through the API it would take longer than the benchmark."""
+    from flota.fleet.devices import DeviceState, UnknownDevices
+    from flota.fleet.releases import Artifact, ReleaseState
+    from flota.fleet.scope import Scope
+    from flota.fleet.storage import NewDevice, NewDeviceType, NewGatewayToken, NewRelease
+    from flota.server.first_start import ensure_tenant
+    from flota.store.artifacts import ArtifactStore
+    from flota.store.database import Database
+
+    data.mkdir(parents=True)
+    (data / "artifacts").mkdir()
+    now = datetime.now(UTC)
+    with ArtifactStore(data / "artifacts").upload() as upload:
+        upload.write(b"\xe9" + bytes(5000))
+        digests = upload.finish()
+    plan = Plan("", 0, 0, devices)
+    async with await Database.open(f"sqlite+aiosqlite:///{data}/flota.sqlite3") as database:
+        scope = Scope((await ensure_tenant(database, now=now)).id, "benchmark")
+        async with database.transaction() as tx:
+            pump = NewDeviceType("pump", "esp32-c3", unknown_devices=UnknownDevices.HOLD, signature_threshold=1)
+            await tx.add_device_type(scope, pump, now=now)
+            await tx.add_artifact(scope, Artifact(digests, "pump.bin", "esp-app", "2.0.0", None, {}, now))
+            release = await publish(tx, scope, digests, now)
+            assert release.state is ReleaseState.PUBLISHED
+            gateway = NewGatewayToken("all", digest(secret_of("", "GatewayToken")), all_devices=True, type_name="pump")
+            await tx.add_gateway_token(scope, gateway, now=now)
+        for start in range(0, devices, BATCH):
+            names = [device_name(plan, number) for number in range(start, min(devices, start + BATCH))]
+            new = [
+                NewDevice(name, "pump", DeviceState.ACCEPTED, digest(secret_of(name, plan.scheme))) for name in names
+            ]
+            async with database.transaction() as tx:
+                await tx.add_devices(scope, new, now=now)
+
+
+async def publish(tx, scope, digests, now):
+    """Return a published release, signed by a key that is made for it."""
+    from flota.fleet.devices import TrustedSigner
+    from flota.fleet.releases import ReleaseSignature, ReleaseState
+    from flota.fleet.storage import NewRelease
+    from flota.trust.keys import PrivateKey
+    from flota.trust.manifest import Manifest, ManifestComponent, pack_manifest
+
+    key = PrivateKey.generate("ed25519")
+    await tx.set_signers(scope, "pump", (TrustedSigner(key.key_id, key.public_pem),), 1, now=now)
+    sequence = await tx.next_sequence(scope, "pump")
+    component = ManifestComponent("app", "esp-app", digests.size, digests.sha256)
+    manifest = pack_manifest(
+        Manifest("pump", "esp32-c3", None, "2.0.0", sequence, None, (component,), issued_at=now)
+    )
+    release = await tx.add_release(
+        scope, NewRelease("pump", "2.0.0", sequence, digests.sha256, manifest, None, filename="pump.bin"), now=now
+    )
+    signature = key.sign(manifest)
+    import base64
+
+    await tx.add_signature(
+        scope,
+        release.id,
+        ReleaseSignature(key.key_id, "ed25519", base64.b64encode(signature.signature).decode()),
+        now=now,
+    )
+    await tx.set_release_state(scope, release.id, ReleaseState.SIGNED, now=now)
+    return await tx.set_release_state(scope, release.id, ReleaseState.PUBLISHED, now=now)
+
+
+def digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    main()

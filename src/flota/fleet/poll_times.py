@@ -1,0 +1,32 @@
+"""When a device is told to come back: about its type's interval, a little different for each device and hour.
+
+Devices that were switched on together, or lost the server together, would otherwise ask together for ever.
+Source: docs/reference/hawkbit-ddi.md, "When to come back".
+"""
+
+from __future__ import annotations
+
+import zlib
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+JITTER_PERCENT_MAX: Final = 50
+JITTER_PERIOD_S: Final = 3600
+"""How long a device keeps its difference: an answer that changed with every poll could never be "not modified"."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def jittered(interval_s: int, *, device_id: int, percent: int, now: datetime) -> tuple[int, datetime | None]:
+    """Return `interval_s` give or take at most `percent` of it, and until when (None: for good) it stays so.
+
+    It depends on the device and the hour alone, and the hour begins at another minute for each device. On average over
+    devices and hours it is `interval_s`.
+    """
+    spread = interval_s * percent // 100
+    if spread == 0:
+        return interval_s, None
+    begins_s = zlib.crc32(b"%d" % device_id) % JITTER_PERIOD_S
+    period = (int((now - _EPOCH).total_seconds()) + begins_s) // JITTER_PERIOD_S
+    offset = zlib.crc32(b"%d/%d" % (device_id, period)) % (2 * spread + 1) - spread
+    return interval_s + offset, _EPOCH + timedelta(seconds=(period + 1) * JITTER_PERIOD_S - begins_s)

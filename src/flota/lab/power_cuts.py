@@ -1,0 +1,393 @@
+"""The power-cut engine: a device's life, interrupted at any flash operation, judged at every boot.
+
+What the engine needs of a device is `SweptDevice`: chips that can be saved and loaded, a boot loader, and an app's life
+until its next restart. It never looks inside. One uninterrupted life is recorded, with a snapshot at each operation;
+each cut is then a change to a snapshot, from which the device goes on living. Everything after a power-on depends on
+what outlives the power and on what is offered, so a life that reaches a state already seen to end well is not lived
+twice.
+
+Source: docs/reference/power-cuts.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from flota.errors import FlotaError
+from flota.lab.cut_moments import CutMoment, cut_of
+from flota.lab.oracle import Broken, Oracle, Promise, Region, Released
+from flota.virtual.flash import Cut, FlashOperation, FlashOperationKind, FlashViolation, Power, PowerCut, PowerPlan
+
+BOOTS_MAX: Final = 6
+"""Restarts that one offer may take after the last cut: old app, trial, confirmed, and as many for a second download."""
+
+CUT_BOOTS_MAX: Final = 50
+"""How often the same operation is cut again before the power stays (docs/reference/power-cuts.md, "Depth")."""
+
+BOOT_OPERATIONS_MAX: Final = 8
+"""Erases and programs in one boot of a device whose boot loader copies nothing: both records, twice."""
+
+
+class Chip(Protocol):
+    """Something that outlives the power: flash, fuses, a store."""
+
+    def save(self) -> object:
+        """Return a value that `load` takes back."""
+
+    def load(self, snapshot: object, /) -> None:
+        """Become what it was."""
+
+    def fingerprint(self) -> int:
+        """Return a number that tells contents apart."""
+
+    def leave(self, operation: FlashOperation, cut: Cut, /) -> None:
+        """Become what a cut of the operation leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What the server offers at one stage of the life. `released` is how the oracle knows it."""
+
+    released: Released
+    version: str
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What the boot loader did: the slot that it started (None = nothing), the slots that it refused before.
+
+    `handle` is the device's own; `unconfirmed` says that the app is on trial.
+    """
+
+    slot: str | None
+    refused: tuple[str, ...] = ()
+    handle: object = None
+    unconfirmed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LifeEnd:
+    """How an app's life ended: by a restart, or at rest with nothing more to do, and why if it runs an old image."""
+
+    at_rest: bool
+    reason: str | None = None
+    installed: bool = False
+    """Whether this life installed what was offered."""
+
+
+Milestone = Callable[[str], None]
+"""Called by a device where all that follows depends on its chips, the running slot, the offer and the name alone."""
+
+
+class SweptDevice(Protocol):
+    """A device that a sweep can interrupt. See docs/reference/power-cuts.md, "Adding a board"."""
+
+    @property
+    def power(self) -> Power:
+        """The one power supply of all its chips."""
+
+    @property
+    def chips(self) -> Mapping[str, Chip]:
+        """Everything that outlives the power, by the name that its operations carry."""
+
+    @property
+    def regions(self) -> Sequence[Region]:
+        """The slots."""
+
+    @property
+    def offers(self) -> Sequence[Offer]:
+        """What is offered, one after another."""
+
+    @property
+    def writes_slots_while_booting(self) -> bool:
+        """Whether the boot loader copies images."""
+
+    def oracle(self) -> Oracle:
+        """Return a judge that knows everything that was ever released for the device."""
+
+    def boot(self) -> Boot:
+        """Run the boot loader once, with RAM that holds nothing of before."""
+
+    def live(self, boot: Boot, offer: Offer, milestone: Milestone) -> LifeEnd:
+        """Live as the app that was started, until it restarts or has nothing more to do."""
+
+    def counter(self) -> int | None:
+        """Return the anti-rollback counter, None if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where in its life a device is: the number of the offer, and the image that must start next, if that is known."""
+
+    stage: int = 0
+    must_start: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A flash operation of a recorded life, with all chips as they were before it."""
+
+    position: Position
+    operation: FlashOperation
+    snapshot: Mapping[str, object] = field(repr=False)
+    booting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a life ended: the broken promises (none = well), and at which image each stage rested."""
+
+    broken: tuple[Broken, ...]
+    outcomes: tuple[str, ...] = ()
+    boots: int = 0
+    cuts: int = 0
+
+
+class _Proven(BaseException):
+    """The life has reached a state from which it is known to end well."""
+
+
+class Known:
+    """States from which a life has been seen to end well."""
+
+    def __init__(self) -> None:
+        self._states: set[tuple[object, ...]] = set()
+
+    def __contains__(self, state: tuple[object, ...]) -> bool:
+        return state in self._states
+
+    def add(self, states: Iterable[tuple[object, ...]]) -> None:
+        """Remember states."""
+        self._states.update(states)
+
+
+def save(device: SweptDevice) -> dict[str, object]:
+    """Return what all chips hold."""
+    return {name: chip.save() for name, chip in device.chips.items()}
+
+
+def load(device: SweptDevice, snapshot: Mapping[str, object]) -> None:
+    """Give all chips back what they held; there is power, and no plan to cut it."""
+    for name, chip in device.chips.items():
+        chip.load(snapshot[name])
+    device.power.on, device.power.number, device.power.plan = True, 0, None
+
+
+def fingerprint(device: SweptDevice) -> tuple[int, ...]:
+    """Return numbers that tell states of the device apart."""
+    return tuple(chip.fingerprint() for chip in device.chips.values())
+
+
+class Journey:
+    """A life from power-on to the last offer, with cuts.
+
+    `plans` are asked one after another: the first until it cuts, the second after that power-on, and so on; then the
+    power stays. `known` shortens what was lived before; `record` gets every operation.
+    """
+
+    def __init__(
+        self,
+        device: SweptDevice,
+        oracle: Oracle,
+        *,
+        plans: Iterable[PowerPlan] = (),
+        known: Known | None = None,
+        record: Callable[[Moment], None] | None = None,
+        remember_milestones: bool = False,
+        stop_when_repeating: bool = False,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self._device = device
+        self._oracle = oracle
+        self._plans: Iterator[PowerPlan] = iter(plans)
+        self._plan: PowerPlan | None = next(self._plans, None)
+        self._known = known
+        self._record = record
+        self._remember_milestones = remember_milestones
+        self._stop_when_repeating = stop_when_repeating
+        self._tell = tell or (lambda _: None)
+        self._position = Position()
+        self._boot: Boot | None = None
+        self._running: Region | None = None
+        self._broken: list[Broken] = []
+        self._passed: list[tuple[object, ...]] = []
+        self._repeats: set[tuple[object, ...]] = set()
+        self._boots = self._cuts = self._restarts = self._installs = 0
+        self._outcomes: list[str] = []
+        self._interrupted = False
+
+    def run(self, position: Position | None = None, *, interrupted: bool = False) -> Verdict:
+        """Live from `position` (None = the very beginning) to the end, or to the first broken promise."""
+        self._position = position or Position()
+        self._interrupted = interrupted
+        power = self._device.power
+        power.on, power.number, power.plan = True, 0, self._watch
+        try:
+            while not self._broken and self._one_boot():
+                pass
+        except _Proven:
+            pass
+        finally:
+            power.plan = None
+        if not self._broken and self._known is not None:
+            self._known.add(self._passed)
+        return Verdict(tuple(self._broken), tuple(self._outcomes), self._boots, self._cuts)
+
+    # --- one boot and what it starts ----------------------------------------------------------------------------------
+
+    def _one_boot(self) -> bool:
+        """Boot and live until the next restart, rest or cut; returns whether life goes on."""
+        self._prove((self._position, None))
+        self._boots += 1
+        self._boot = self._running = None
+        first_operation = self._device.power.number
+        try:
+            boot = self._device.boot()
+        except PowerCut as cut:
+            return self._power_returns(cut)
+        except FlashViolation as violation:
+            return self._break(Promise.FLASH_RULES, f"while booting: {violation}")
+        except (FlotaError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+            return self._break(Promise.SOUND, f"the boot loader fell over: {type(error).__name__}: {error}")
+        self._judge_boot(boot, self._device.power.number - first_operation)
+        if self._broken or boot.slot is None or self._position.stage == len(self._device.offers):
+            return False
+        self._boot, self._running = boot, self._oracle.region(boot.slot)
+        return self._live(boot)
+
+    def _live(self, boot: Boot) -> bool:
+        offer = self._device.offers[self._position.stage]
+        try:
+            end = self._device.live(boot, offer, self._milestone)
+        except PowerCut as cut:
+            return self._power_returns(cut)
+        except FlashViolation as violation:
+            return self._break(Promise.FLASH_RULES, f"in the app: {violation}")
+        except (FlotaError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+            return self._break(Promise.SOUND, f"the app fell over: {type(error).__name__}: {error}")
+        finally:
+            self._running = None
+        if self._broken:
+            return False
+        if end.at_rest:
+            return self._rest(boot, offer, end)
+        return self._restart(offer, end)
+
+    def _restart(self, offer: Offer, end: LifeEnd) -> bool:
+        self._tell(f"restart{', an update is installed' if end.installed else ''}")
+        self._position = Position(self._position.stage)
+        if self._plan is not None:
+            return True
+        self._restarts += 1
+        self._installs += end.installed
+        if self._installs > 2:
+            return self._break(Promise.ENDS, f"{offer.released.name} was installed {self._installs} times")
+        if self._restarts > BOOTS_MAX:
+            return self._break(Promise.CONVERGES, f"no rest within {BOOTS_MAX} restarts of {offer.released.name}")
+        return True
+
+    def _rest(self, boot: Boot, offer: Offer, end: LifeEnd) -> bool:
+        assert boot.slot is not None
+        self._broken += self._oracle.judge_rest(boot.slot, offer.released, end.reason, interrupted=self._interrupted)
+        if self._broken:
+            return False
+        running = self._oracle.image_in(boot.slot).image
+        assert running is not None
+        self._outcomes.append("new" if running == offer.released else f"old, {end.reason}")
+        self._tell(f"at rest with {running.name}: {self._outcomes[-1]}")
+        self._position = Position(self._position.stage + 1, running.sha256)
+        self._restarts = self._installs = 0
+        return True
+
+    def _power_returns(self, cut: PowerCut) -> bool:
+        """Go on after a cut, with the next plan; a device that only repeats itself gets no more of them."""
+        self._cuts += 1
+        self._interrupted = True
+        self._tell(f"cut {cut}")
+        if self._broken:
+            return False
+        self._plan = next(self._plans, None)
+        self._position = Position(self._position.stage)
+        power = self._device.power
+        power.on, power.number = True, 0
+        if self._stop_when_repeating and self._plan is not None:
+            state = (self._position, *fingerprint(self._device))
+            if state in self._repeats:
+                self._plan = None
+            self._repeats.add(state)
+        self._restarts = self._installs = 0
+        return True
+
+    # --- judging ------------------------------------------------------------------------------------------------------
+
+    def _judge_boot(self, boot: Boot, operations: int) -> None:
+        self._broken += self._oracle.judge_boot(boot.slot, boot.refused)
+        self._tell(f"boots {boot.slot or 'nothing'}, {operations} flash operations")
+        if boot.slot is None:
+            return
+        image = self._oracle.image_in(boot.slot).image
+        must = self._position.must_start
+        if must is not None and (image is None or image.sha256 != must):
+            self._break(Promise.CONVERGES, f"a reset of the device at rest starts another image, in {boot.slot}")
+        if must is not None and operations:
+            self._break(Promise.QUIET, f"a boot that changes nothing made {operations} flash operations")
+        if operations > BOOT_OPERATIONS_MAX and not self._device.writes_slots_while_booting:
+            self._break(Promise.QUIET, f"one boot made {operations} flash operations")
+        counter = self._device.counter()
+        if counter is not None:
+            self._broken += self._oracle.judge_counter(counter, slot=boot.slot, unconfirmed=boot.unconfirmed)
+
+    def _watch(self, operation: FlashOperation) -> Cut | None:
+        """Look at each operation before it happens: may it be, is it recorded, is it cut."""
+        running = self._running
+        if (
+            running is not None
+            and operation.chip == running.chip
+            and running.start - operation.length < operation.address < running.start + running.size
+        ):
+            self._break(Promise.UNTOUCHED, f"{operation.kind.value} at {operation.address:#x} in the running slot")
+        if self._record is not None:
+            moment = Moment(self._position, operation, save(self._device), booting=running is None)
+            self._record(moment)
+        return None if self._plan is None else self._plan(operation)
+
+    def _break(self, promise: Promise, text: str) -> bool:
+        self._broken.append(Broken(promise, text))
+        self._tell(f"BROKEN {promise.value}: {text}")
+        return False
+
+    # --- what is known ------------------------------------------------------------------------------------------------
+
+    def _milestone(self, name: str) -> None:
+        assert self._boot is not None
+        if self._known is not None and self._plan is None:
+            self._prove((Position(self._position.stage), (self._boot.slot, name)), remember=self._remember_milestones)
+
+    def _prove(self, where: tuple[object, ...], *, remember: bool = True) -> None:
+        if self._known is None or self._plan is not None or self._broken:
+            return
+        state = (*where, *fingerprint(self._device))
+        if state in self._known:
+            raise _Proven
+        if remember:
+            self._passed.append(state)
+
+
+def cut_at(cut: CutMoment) -> PowerPlan:
+    """Return a plan that makes this one cut."""
+
+    def plan(operation: FlashOperation) -> Cut | None:
+        return cut_of(cut.moment, operation.kind) if operation.number == cut.operation else None
+
+    return plan
+
+
+def is_in_a_slot(operation: FlashOperation, regions: Sequence[Region]) -> bool:
+    """Return whether the operation writes image bytes rather than a record that decides."""
+    return operation.kind is not FlashOperationKind.COMMIT and any(
+        region.chip == operation.chip and region.start <= operation.address < region.start + region.size
+        for region in regions
+    )

@@ -1,0 +1,266 @@
+"""The short way for polls: a device that asks again gets the same answer from memory, until something has changed.
+
+An answer was made by the ordinary way (limits, routing, authentication, database) and is given again only to a request
+that is the same in everything the ordinary way could look at: path, headers, scheme, address. It is dropped when a
+commit concerns the device, or when its time has come. Whatever is not plain, None sends the ordinary way.
+Source: docs/adr/0014-polls-from-memory.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from flota.errors import TooManyRequests
+from flota.fleet.storage import DeviceSighting
+from flota.protocols.http_range import none_match
+from flota.server.device_rates import DeviceRates
+
+if TYPE_CHECKING:
+    from starlette.types import Message
+    from starlette.types import Scope as RequestScope
+
+    from flota.fleet.changes import Changes
+    from flota.fleet.devices import Device
+    from flota.fleet.scope import Scope
+    from flota.server.sightings import SightingsWriter
+
+ROUTE: Final = "ddi"
+POLL_MARK: Final = "/controller/v1/"
+
+KNOWN_MAX: Final = 200_000
+"""Devices whose answers are kept; one is about 0.7 KiB."""
+
+DROPPED_AT_ONCE: Final = KNOWN_MAX // 20
+"""When there are too many, this many of the oldest go: one by one would cost a walk through a dictionary each."""
+
+CHANGES_REMEMBERED: Final = 20_000
+"""Devices whose latest change is remembered for the answers that were being made at the time."""
+
+SHARED_MAX_AGE_S: Final = 5.0
+"""How long an answer lives when other processes can write the database without this one hearing of it."""
+
+SEEN_EVERY_S: Final = 30.0
+"""How often an idle device that polls is noted as seen. One with something to do is noted each time: its silence is
+what a rollout judges."""
+
+CONDITION_MAX_LEN: Final = 256
+"""Characters of an If-None-Match header that are looked at here; the one that fits has 35."""
+
+REQUESTS_BURST: Final = 2000
+REQUESTS_PER_S: Final = 20.0
+"""Per device, downloads apart. A busy client polls every 5 s and posts its log line by line."""
+
+_TICKET: Final = "flota.poll-ticket"
+_VOLATILE: Final = frozenset((b"if-none-match", b"x-request-id", b"traceparent", b"tracestate", b"date"))
+"""Request headers that may differ from poll to poll: one is handled here, nothing looks at the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyAnswer:
+    """A 200 that may be given again until `until` (None: until something changes); `is_busy`: it gives work to do."""
+
+    body: bytes
+    etag: bytes
+    media_type: bytes
+    until: datetime | None
+    is_busy: bool
+
+
+class _Known:
+    """A device's latest request that was let in, and the answer to it."""
+
+    __slots__ = (
+        "address",
+        "body",
+        "device_id",
+        "etag",
+        "fingerprint",
+        "media_type",
+        "rate_key",
+        "scope",
+        "seen_due",
+        "valid_until",
+    )
+
+    fingerprint: bytes
+    device_id: int
+    scope: Scope
+    rate_key: str
+    address: str | None
+    body: bytes
+    etag: bytes
+    media_type: bytes
+    valid_until: datetime | None
+    seen_due: datetime | None
+
+
+class PollAnswers:
+    """Answers kept for devices that ask again. Everything here runs in the loop's thread and waits for nothing.
+
+    `max_age_s` bounds an answer's life where changes can be made that `forget` is not told of.
+    """
+
+    def __init__(
+        self, sightings: SightingsWriter, *, now: Callable[[], datetime], max_age_s: float | None = None
+    ) -> None:
+        self.rates = DeviceRates(burst=REQUESTS_BURST, refill_per_s=REQUESTS_PER_S)
+        self.hits = 0
+        self._sightings = sightings
+        self._now = now
+        self._max_age = None if max_age_s is None else timedelta(seconds=max_age_s)
+        self._known: dict[str, _Known] = {}
+        self._paths: dict[int, dict[int, str]] = {}
+        """By tenant: the path under which each device's answer is kept."""
+        self._sequence = 0
+        self._floor = 0
+        self._changed: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        """How many devices' answers are kept."""
+        return len(self._known)
+
+    def answer(self, request: RequestScope) -> tuple[Message, Message] | None:
+        """Return the two messages of the answer to a poll that was seen before, else None. Raises nothing.
+
+        A request that may become an answer to keep is marked on the way.
+        """
+        known = self._known.get(request["path"])
+        if known is None:
+            if POLL_MARK in request["path"]:
+                request[_TICKET] = self._sequence
+            return None
+        if request["method"] != "GET" or request["query_string"]:
+            return None
+        fingerprint, condition = _read_request(request)
+        now = self._now()
+        if (
+            not hmac.compare_digest(fingerprint, known.fingerprint)
+            or (known.valid_until is not None and now >= known.valid_until)
+            or len(condition) > CONDITION_MAX_LEN
+        ):
+            request[_TICKET] = self._sequence
+            return None
+        try:
+            self.rates.take(known.rate_key, now=now)
+        except TooManyRequests:
+            return None
+        if known.seen_due is None or now >= known.seen_due:
+            self._note_seen(known, now)
+        self.hits += 1
+        etag = known.etag
+        if condition and (condition == etag or none_match(condition.decode("latin-1"), etag.decode("latin-1"))):
+            start: Message = {"type": "http.response.start", "status": 304, "headers": [(b"etag", etag)]}
+            return start, {"type": "http.response.body", "body": b"", "more_body": False}
+        body = known.body
+        headers = [
+            (b"etag", etag),
+            (b"content-length", b"%d" % len(body)),
+            (b"content-type", known.media_type),
+        ]
+        start = {"type": "http.response.start", "status": 200, "headers": headers}
+        return start, {"type": "http.response.body", "body": body, "more_body": False}
+
+    def remember(
+        self, request: RequestScope, scope: Scope, device: Device, answer: ReadyAnswer, *, address: str | None
+    ) -> None:
+        """Keep what was answered to this request of the device, unless something has changed since it came in.
+
+        `scope` is the device's; `address` is where it asks from.
+        """
+        ticket: int | None = request.get(_TICKET)
+        now = self._now()
+        until = answer.until
+        if self._max_age is not None:
+            until = now + self._max_age if until is None else min(until, now + self._max_age)
+        is_plain = request["method"] == "GET" and not request["query_string"]
+        if (
+            ticket is None
+            or not is_plain
+            or self._changed_since(ticket, device)
+            or (until is not None and now >= until)
+        ):
+            return
+        paths = self._paths.setdefault(scope.tenant_id, {})
+        path: str = request["path"]
+        earlier = paths.get(device.id)
+        if earlier is not None and earlier != path:
+            del self._known[earlier]
+        elif earlier is None and len(self._known) >= KNOWN_MAX:
+            self._drop_oldest()
+        paths[device.id] = path
+        known = self._known[path] = _Known()
+        known.fingerprint = _read_request(request)[0]
+        known.device_id = device.id
+        known.scope = scope
+        known.rate_key = rate_key(request)
+        known.address = address
+        known.body = answer.body
+        known.etag = answer.etag
+        known.media_type = _MEDIA_TYPES.setdefault(answer.media_type, answer.media_type)
+        known.valid_until = until
+        known.seen_due = None if answer.is_busy else now + timedelta(seconds=SEEN_EVERY_S)
+
+    def forget(self, changes: Changes) -> None:
+        """Drop the answers of whom these changes concern."""
+        self._sequence += 1
+        concerned = changes.work | changes.identity
+        if changes.everything or changes.tenants or len(self._changed) + len(concerned) > CHANGES_REMEMBERED:
+            self._floor = self._sequence
+            self._changed.clear()
+        else:
+            for device_id in concerned:
+                self._changed[device_id] = self._sequence
+        if changes.everything:
+            self._known.clear()
+            self._paths.clear()
+            return
+        for tenant_id in changes.tenants:
+            for path in self._paths.pop(tenant_id, {}).values():
+                del self._known[path]
+        for paths in self._paths.values():
+            for device_id in concerned:
+                gone = paths.pop(device_id, None)
+                if gone is not None:
+                    del self._known[gone]
+
+    def _changed_since(self, ticket: int, device: Device) -> bool:
+        return ticket < self._floor or self._changed.get(device.id, 0) > ticket
+
+    def _note_seen(self, known: _Known, now: datetime) -> None:
+        if known.seen_due is not None:
+            known.seen_due = now + timedelta(seconds=SEEN_EVERY_S)
+        self._sightings.record(known.scope, DeviceSighting(known.device_id, now, ROUTE, known.address))
+
+    def _drop_oldest(self) -> None:
+        for path, known in list(islice(self._known.items(), DROPPED_AT_ONCE)):
+            del self._known[path]
+            del self._paths[known.scope.tenant_id][known.device_id]
+
+
+_MEDIA_TYPES: Final[dict[bytes, bytes]] = {}
+"""One object each, however many answers have it."""
+
+
+def rate_key(request: RequestScope) -> str:
+    """Return what one device's requests are counted under: its tenant and its name, as the path has them."""
+    tenant, _, rest = request["path"].removeprefix("/").partition("/")
+    return f"{tenant.upper()}/{rest.removeprefix(POLL_MARK[1:]).partition('/')[0]}"
+
+
+def _read_request(request: RequestScope) -> tuple[bytes, bytes]:
+    """Return a digest of all that the ordinary way could look at, the path apart, and the If-None-Match header."""
+    condition = b""
+    client = request.get("client")
+    parts = [request["scheme"].encode(), b"" if client is None else client[0].encode()]
+    for name, value in request["headers"]:
+        if name not in _VOLATILE:
+            parts += (name, value)
+        elif name == b"if-none-match":
+            condition = value if not condition else condition + b"," + value
+    return hashlib.sha256(b"\n".join(parts)).digest(), condition
