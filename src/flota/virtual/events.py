@@ -32,6 +32,8 @@ class EventKind(enum.StrEnum):
     CANCELED = "canceled"
     NO_NETWORK = "no-network"
     TROUBLE = "trouble"
+    SERIAL = "serial"
+    """A line that the device printed on its serial console."""
 
 
 @dataclass(frozen=True, slots=True)
