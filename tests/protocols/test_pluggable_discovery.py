@@ -22,7 +22,6 @@ def after(*commands: str) -> PluggableDiscovery:
 def test_a_listing() -> None:
     discovery = PluggableDiscovery()
     assert discovery.command(HELLO) == [{"eventType": "hello", "message": "OK", "protocolVersion": 1}]
-    assert not discovery.listens
     assert discovery.command("START") == [{"eventType": "start", "message": "OK"}]
     assert discovery.listens
     assert discovery.add(PORT) == []

@@ -62,7 +62,7 @@ _STEPS: Final[Mapping[str, Mapping[_Mode, _Step]]] = {
 
 
 class PluggableDiscovery:
-    """The tool's side. `ports` maps an address to the port as it is told; keep it up to date with `add` and `remove`."""
+    """The tool's side of one dialogue; `add` and `remove` keep it up to date about boards."""
 
     def __init__(self) -> None:
         self._mode = _Mode.NEW
@@ -82,6 +82,8 @@ class PluggableDiscovery:
         """Return the answers to one line; whatever the line is, there is an answer."""
         text = line.strip()[:LINE_MAX_CHARS]
         word = text.split(maxsplit=1)[0].upper() if text else ""
+        if self.ended:
+            return [_error("command_error", "the dialogue is over")]
         if word == "QUIT" and text.upper() == "QUIT":
             self._mode = _Mode.ENDED
             return [_ok("quit")]

@@ -53,7 +53,7 @@ class BoardHeard:
 class BoardBrowser:
     """Listens from `async with` to its end; `boards` are those known now. `listener` hears of every sighting.
 
-    `interfaces` are addresses of this machine to listen on; None = all of them. Raises `InvalidInput` for anything else.
+    `interfaces` are addresses of this machine to listen on; None = all. Raises `InvalidInput` for anything else.
     """
 
     def __init__(
