@@ -21,7 +21,9 @@ EXIT_INTERRUPTED: Final = 130
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "up": ("flota.cli.up", "Start the whole server with a data directory."),
     "demo": ("flota.cli.demo", "A fleet of virtual devices updates on this machine, in under a minute."),
+    "discover": ("flota.cli.discover", "Find boards on the local network."),
     "ship": ("flota.cli.ship", "Create, sign, publish and roll out a file in one go."),
+    "push": ("flota.cli.push", "Push a file to a board on the network, without a server."),
     "image": ("flota.cli.image", "Look into, pack and convert firmware files."),
     "type": ("flota.cli.type", "Device types: products, their boards and partition tables."),
     "key": ("flota.cli.key", "Signing keys."),

@@ -1,0 +1,1 @@
+"""The last hop, for devices that cannot fetch for themselves."""
