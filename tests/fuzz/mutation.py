@@ -160,7 +160,7 @@ _VALUES: tuple[object, ...] = (
 
 
 def bend_json(data: bytes, rng: Random) -> bytes:
-    """One value in a JSON document exchanged, left out, wrapped, or nested deeply; other bytes come back as they are."""
+    """One value of a JSON document exchanged, left out, wrapped or nested deeply; other bytes come back as they are."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):

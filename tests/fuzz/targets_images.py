@@ -57,6 +57,7 @@ from flota.images.mcuboot.inspection import inspect_mcuboot
 from flota.images.mcuboot.tlvs import walk_area
 from flota.images.memory_map import MemoryBlock, MemoryMap
 from flota.images.other_files import recognise
+from flota.images.sbom import parse_sbom
 from flota.images.text import cleaned_text
 from tests.fuzz.model import Target, target
 from tests.fuzz.repairs import (
@@ -119,9 +120,10 @@ def signed_images() -> tuple[bytes, ...]:
 def signature_blocks() -> tuple[bytes, ...]:
     rsa = b"\xe7\x02\x00\x00" + bytes(range(256)) * 4 + bytes(168)
     p384 = (b"\xe7\x03\x01\x00" + bytes(48) + b"\x03").ljust(1196, b"\1")
-    return tuple(
-        body + struct.pack("<I", zlib.crc32(body)) + bytes(16) for body in (rsa, p384)
-    ) + (signature_block(bytes(4096)),)
+    return (
+        *tuple(body + struct.pack("<I", zlib.crc32(body)) + bytes(16) for body in (rsa, p384)),
+        signature_block(bytes(4096)),
+    )
 
 
 @cache
@@ -181,7 +183,16 @@ def files_of_every_kind() -> tuple[bytes, ...]:
     others = (b"UF2\n\x57\x51\x5d\x9e" + bytes(504), b"\x10\xde\xcd\xfc" + bytes(80), b"\xcf\xb6\x88\x07" + bytes(520))
     old = b"\xe9\x01\x02\x40\x04\x00\x10\x40" + b"\x00\x00\x10\x40\x08\x00\x00\x00" + bytes(8) + bytes(8)
     images = (*apps(), *merged_images(), *nvs_partitions(), *signed_images(), *ameba_files(), *mcuboot_images())
-    return (*images, *elf_files(), *hex_files(), TABLE, csv, pack_otadata(OtaEntry.for_seq(1), OtaEntry()), old, *others)
+    return (
+        *images,
+        *elf_files(),
+        *hex_files(),
+        TABLE,
+        csv,
+        pack_otadata(OtaEntry.for_seq(1), OtaEntry()),
+        old,
+        *others,
+    )
 
 
 def inspect_and_check(data: bytes) -> object:
@@ -237,6 +248,15 @@ CSV_ROWS = (
     "\ufeffnvs,data,nvs,,24K,encrypted:readonly\nboot,bootloader,primary,N/A,N/A,\nx,0x40,0,0x20000,-0x30000\n",
 )
 
+SBOMS = (
+    '{"bomFormat":"CycloneDX","specVersion":"1.6","components":[{"name":"a","components":[{"name":"b"}]}]}',
+    '{"spdxVersion":"SPDX-2.3","SPDXID":"SPDXRef-DOCUMENT","packages":[{"name":"a"}]}',
+    (
+        '{"@context":"https://spdx.org/rdf/3.0.1/spdx-context.jsonld",'
+        '"@graph":[{"type":"CreationInfo","specVersion":"3.0.1"},{"type":"software_Package"}]}'
+    ),
+)
+
 TARGETS: tuple[Target, ...] = (
     target(parse_app, apps, repair=repair_esp_image),
     target(parse_header, apps),
@@ -269,6 +289,7 @@ TARGETS: tuple[Target, ...] = (
     target(looks_like_hex, hex_files, repair=repair_hex),
     target(recognise, files_of_every_kind),
     target(find_markers, [pack_marker({"behaviour": "crash", "slot": "2"})]),
+    target(parse_sbom, SBOMS),
     target(cleaned_text, ["text", b"\xe2\x80\xae\0"]),
     target(parse_mcuboot_header, mcuboot_images),
     target(walk_mcuboot, mcuboot_images),
@@ -294,4 +315,3 @@ TARGETS: tuple[Target, ...] = (
     target(inspect, lambda: apps() + signed_images(), read=inspect_and_check, repair=repair_esp_image, variant="esp"),
     target(layout_of_file, lambda: [*merged_images(), TABLE], read=layout, repair=repair_table),
 )
-

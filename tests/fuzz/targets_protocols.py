@@ -10,9 +10,10 @@ from flota.digests import parse_sha256_hex
 from flota.fleet.maintenance_windows import parse_schedule
 from flota.fleet.rollouts import check_waves, split_waves
 from flota.fleet.selectors import parse_selector
-from flota.protocols import arduino_mdns, cbor, http_range, http_update, peer_text, viam
+from flota.protocols import arduino_mdns, aws_jobs, aws_streams, cbor, espota, http_range, http_update, peer_text, viam
 from flota.protocols.ameba_push.receiver import PushReceiver, parse_file_info
 from flota.protocols.ddi import addresses, attributes, confirmation, deployment, feedback, poll, problem
+from flota.protocols.mqtt import packets, topics
 from flota.trust.canonical_json import parse_strict
 from flota.versions import parse_version, version_order
 from tests.fuzz.model import Target, as_text, target
@@ -38,7 +39,10 @@ CONFIG = {"mode": "merge", "data": {"hw": "B", "gone": None}}
 CONFIRMED = {"confirmation": "confirmed", "code": 1, "details": ["yes"]}
 AUTO = {"initiator": "me", "remark": "why"}
 INSTALLED = {"name": "pump", "version": "1"}
-POLL = {"config": {"polling": {"sleep": "00:05:00"}}, "_links": {"deploymentBase": {"href": "https://h/deploymentBase/8"}}}
+POLL = {
+    "config": {"polling": {"sleep": "00:05:00"}},
+    "_links": {"deploymentBase": {"href": "https://h/deploymentBase/8"}},
+}
 SERVICE = {
     "name": "OTA", "namespace": "rdk", "type": "generic", "model": "rdk:builtin:ota_service",
     "attributes": {"url": "https://h:443/a.bin?t=1", "version": "v1"},
@@ -48,8 +52,8 @@ ESP_HEADERS = "".join(
     f"{name}: {value}\n"
     for name, value in http_update.request_headers(
         http_update.UpdateRequest(
-            http_update.ChipFamily.ESP32, "AA:BB:CC:DD:EE:01", "AA:BB:CC:DD:EE:02", 1310720, 900000, "0f" * 32, "0f" * 16,
-            4194304, "v5.1", version="1.2.0",
+            http_update.ChipFamily.ESP32, "AA:BB:CC:DD:EE:01", "AA:BB:CC:DD:EE:02", 1310720, 900000, "0f" * 32,
+            "0f" * 16, 4194304, "v5.1", version="1.2.0",
         )
     )
 )  # fmt: skip
@@ -111,6 +115,36 @@ def push_received(data: bytes) -> object:
     return events
 
 
+def push_answered(data: bytes) -> object:
+    """What a device answers to an invitation and during the transfer."""
+    espota.refusal_in(data)
+    espota.says_ok(data)
+    nonce = espota.parse_answer(data)
+    return nonce and espota.auth_response("password", nonce, nonce)
+
+
+def mqtt_stream(data: bytes) -> object:
+    """A stream cut at places that the data itself names."""
+    reader = packets.PacketReader(64 * 1024)
+    cuts = sorted({0, len(data), *(byte * 7 % (len(data) + 1) for byte in data[:6])})
+    return [packet for start, end in pairwise(cuts) for packet in reader.feed(data[start:end])]
+
+
+def mqtt_packet(data: bytes) -> object:
+    return packets.parse_packet(data[0] if data else 0, data[1:])
+
+
+def topic_filters(data: bytes) -> object:
+    topic_filter, _, topic = as_text(data).partition(" ")
+    return topics.is_valid_filter(topic_filter) and topics.is_valid_topic(topic) and topics.matches(topic_filter, topic)
+
+
+def jobs_request(data: bytes) -> object:
+    for operation in aws_jobs.JobsOperation:
+        found = aws_jobs.parse_jobs_request(data, operation)
+    return found
+
+
 def selected(data: bytes) -> object:
     return parse_selector(as_text(data)).device_filter()
 
@@ -135,6 +169,21 @@ def both(value: object) -> tuple[str, bytes]:
     return json.dumps(value), cbor.pack_cbor(value)
 
 
+JSON_FORM, CBOR_FORM = aws_streams.StreamFormat.JSON, aws_streams.StreamFormat.CBOR
+BLOCK_REQUEST = aws_streams.BlockRequest(1, 1024, 0, 4, b"\x0f", 1, "token")
+BLOCK = aws_streams.Block(1, 2, b"payload")
+JOBS_UPDATE = (
+    '{"status":"IN_PROGRESS","statusDetails":{"a":"b"},"expectedVersion":"1","clientToken":"t",'
+    '"stepTimeoutInMinutes":5}'
+)
+MQTT_PACKETS = [
+    bytes.fromhex("101400044d5154540402003c0008") + b"deviceid",
+    packets.publish_head(b"a/b", 4, qos=1, flags=2, packet_id=7) + b"load",
+    b"\x82\x08\x00\x01\x00\x03a/+\x01",
+    b"\xa2\x07\x00\x01\x00\x03a/#",
+    b"\x40\x02\x00\x01\xc0\x00\xe0\x00\x20\x02\x00\x00\x90\x03\x00\x01\x01",
+]
+
 TARGETS: tuple[Target, ...] = (
     target(deployment.parse_deployment, [DEPLOYMENT]),
     target(deployment.parse_deployment_like, [CONFIRMATION], member="confirmation"),
@@ -157,15 +206,17 @@ TARGETS: tuple[Target, ...] = (
     target(addresses.parse_action_id, ["2147483647"]),
     target(addresses.action_id_of, ["https://h/T/controller/v1/d/deploymentBase/8?c=-5"]),
     target(addresses.parse_authorization, ["TargetToken abc", "GatewayToken abc"]),
-    target(cbor.parse_cbor, [cbor.pack_cbor(FEEDBACK), b"\x9f\x01\xff", b"\xbf\x61a\x7f\x61b\xff\xff", b"\xfb" + bytes(8)]),
+    target(
+        cbor.parse_cbor, [cbor.pack_cbor(FEEDBACK), b"\x9f\x01\xff", b"\xbf\x61a\x7f\x61b\xff\xff", b"\xfb" + bytes(8)]
+    ),
     target(http_range.parse_range, ["bytes=0-99", "bytes=-5", 'W/"a", "b"'], read=ranges),
     target(http_range.parse_content_range, ["bytes 0-99/1000", "bytes 5-9/*"]),
     target(http_range.parse_unsatisfied_content_range, ["bytes */1000"]),
     target(http_update.parse_mac, ["AA:bb:CC:dd:EE:01"]),
-    target(http_update.parse_request_headers, [ESP_HEADERS, ESP_HEADERS.replace("ESP32", "esp8266")], read=request_headers),
     target(
-        http_update.parse_answer_head, ["Content-Length: 900000\nx-MD5: " + "0f" * 16], read=answer_head
+        http_update.parse_request_headers, [ESP_HEADERS, ESP_HEADERS.replace("ESP32", "esp8266")], read=request_headers
     ),
+    target(http_update.parse_answer_head, ["Content-Length: 900000\nx-MD5: " + "0f" * 16], read=answer_head),
     target(peer_text.clean_text, ["one line\r\nof\u202e text"]),
     target(peer_text.clean_bytes, ["one line\r\nof\u202e text", b"\xff\xfe"]),
     target(viam.parse_service_config, SERVICES, read=service),
@@ -177,6 +228,25 @@ TARGETS: tuple[Target, ...] = (
     target(arduino_mdns.mac_in, ["esp32-a1b2c3d4e5f6.local."]),
     target(parse_file_info, [bytes(range(12))]),
     target(PushReceiver.feed, lambda: [bytes(12) + file for file in ameba_files()], read=push_received),
+    target(espota.parse_invitation, [espota.pack_invitation(espota.Invitation(0, 4711, 900, "0f" * 16))]),
+    target(espota.parse_answer, ["OK", "AUTH " + "0f" * 16, "1460OK"], read=push_answered),
+    target(espota.parse_auth, [espota.pack_auth(espota.AuthAnswer("0f" * 16, "0e" * 16))], nonce="0a" * 16),
+    target(packets.parse_packet, [bytes([item[0]]) + item[2:] for item in MQTT_PACKETS[:4]], read=mqtt_packet),
+    target(packets.PacketReader.feed, MQTT_PACKETS, read=mqtt_stream),
+    target(topics.matches, ["a/+/# a/b/c", "$aws/things/+/jobs/# $aws/things/t/jobs/get"], read=topic_filters),
+    target(aws_jobs.parse_jobs_request, [JOBS_UPDATE, "{}"], read=jobs_request),
+    target(aws_jobs.parse_jobs_topic, ["$aws/things/pump-1/jobs/$next/get"]),
+    target(aws_jobs.parse_answer, ['{"execution":{"jobId":"j"}}']),
+    target(aws_streams.parse_describe, ['{"c":"t"}'], form=JSON_FORM),
+    target(aws_streams.parse_block_request, [aws_streams.pack_block_request(BLOCK_REQUEST, JSON_FORM)], form=JSON_FORM),
+    target(
+        aws_streams.parse_block_request,
+        [aws_streams.pack_block_request(BLOCK_REQUEST, CBOR_FORM)],
+        form=CBOR_FORM,
+        variant="cbor",
+    ),
+    target(aws_streams.parse_block, [aws_streams.pack_block(BLOCK, JSON_FORM)], form=JSON_FORM),
+    target(aws_streams.parse_block, [aws_streams.pack_block(BLOCK, CBOR_FORM)], form=CBOR_FORM, variant="cbor"),
     target(parse_selector, ["type=pump label.site=berlin name=a,b", "all", "text='a b'"], read=selected),
     target(parse_schedule, ["sat,sun 02:00 3h Europe/Berlin", "daily 22:30 1h30m"]),
     target(check_waves, ["10%,50%,100%", "5,100%"]),

@@ -63,7 +63,10 @@ def private_keys() -> tuple[bytes, ...]:
 @cache
 def encrypted_keys() -> tuple[bytes, ...]:
     body = base64.encodebytes(ENCRYPTED)
-    return (b"-----BEGIN ENCRYPTED PRIVATE KEY-----\n" + body + b"-----END ENCRYPTED PRIVATE KEY-----\n", *private_keys())
+    return (
+        b"-----BEGIN ENCRYPTED PRIVATE KEY-----\n" + body + b"-----END ENCRYPTED PRIVATE KEY-----\n",
+        *private_keys(),
+    )
 
 
 @cache
@@ -160,9 +163,7 @@ TARGETS: tuple[Target, ...] = (
     target(parse_strict, JSON, max_bytes=65536, max_depth=8, what="the document"),
     target(parse_manifest, lambda: [pack_manifest(manifest())]),
     target(parse_signatures, lambda: [signatures_as_json([signature_of(b"message")])]),
-    target(
-        check_threshold, lambda: [signatures_as_json([signature_of(b"message")])], read=signatures_checked
-    ),
+    target(check_threshold, lambda: [signatures_as_json([signature_of(b"message")])], read=signatures_checked),
     target(parse_trust_file, lambda: [pack_trust_file(signers())]),
     target(parse_revoked, ['["' + "0f" * 32 + '"]'], read=revoked_from_json),
     target(parse_signers, lambda: [parse_rotation(rotations()[0]).document]),

@@ -49,7 +49,7 @@ def missing_lines() -> list[str]:
     covered = {name for target in TARGETS for name in target.covers}
     missing = sorted(set(readers()) - covered - NOT_READERS.keys())
     return [
-        f"{name} is not fuzzed: add `target({name.rsplit('.', 1)[-1]}, [b\"an input that it takes\"]),`"
+        f'{name} is not fuzzed: add `target({name.rsplit(".", 1)[-1]}, [b"an input that it takes"]),`'
         f" to TARGETS in tests/fuzz/{FILE_OF.get(name.split('.')[1], 'targets_protocols.py')}"
         for name in missing
     ]
@@ -73,8 +73,10 @@ def test_a_reader_that_nobody_listed_is_named_with_the_line_to_add(monkeypatch: 
     parse_newcomer.__module__, parse_newcomer.__qualname__ = malformed.__name__, "parse_newcomer"
     monkeypatch.setattr(malformed, "parse_newcomer", parse_newcomer, raising=False)
     assert [line for line in missing_lines() if "parse_newcomer" in line] == [
-        "flota.protocols.malformed.parse_newcomer is not fuzzed: add"
-        ' `target(parse_newcomer, [b"an input that it takes"]),` to TARGETS in tests/fuzz/targets_protocols.py'
+        (
+            "flota.protocols.malformed.parse_newcomer is not fuzzed: add"
+            ' `target(parse_newcomer, [b"an input that it takes"]),` to TARGETS in tests/fuzz/targets_protocols.py'
+        )
     ]
 
 
@@ -86,4 +88,4 @@ def test_no_two_targets_share_a_name() -> None:
 def test_every_target_takes_one_of_its_own_starting_inputs(name: str) -> None:
     """A target whose inputs are all refused at the door tests the door only."""
     target = BY_NAME[name]
-    assert any([target.run(start) for start in target.starts])
+    assert any(target.run(start) for start in target.starts)

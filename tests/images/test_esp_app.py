@@ -9,11 +9,15 @@ import pytest
 from flota.errors import NotFound
 from flota.images.esp_app import (
     CHIPS,
+    BadHashField,
+    BadSegmentCount,
+    BadSegmentLength,
     ChecksumMismatch,
     EspAppImage,
     EspImageHeader,
     EspSegment,
     HashMismatch,
+    NotAnEspImage,
     image_checksum,
     pack_app,
     parse_app,
@@ -30,7 +34,19 @@ from flota.images.esp_desc import (
     parse_bootloader_desc,
     retag_app_desc,
 )
-from flota.images.esp_verify import UnfitForChip, verify_app
+from flota.images.esp_verify import (
+    ChipTooNew,
+    ChipTooOld,
+    FirstSegmentTooShort,
+    ImageTooLarge,
+    MisalignedSegment,
+    NoAppDescriptor,
+    NoSuchPageSize,
+    SlotTooLarge,
+    UnfitForChip,
+    WrongChipId,
+    verify_app,
+)
 from flota.images.inspection import inspect
 from flota.images.model import ImageError, TruncatedImage
 from tests.images.esp_samples import sample_app, sample_image
@@ -290,3 +306,73 @@ def test_chips_with_a_choice_of_page_size_insist_on_the_descriptor() -> None:
 def test_a_first_segment_too_short_for_a_descriptor_is_refused() -> None:
     with pytest.raises(UnfitForChip, match="too short"):
         verify_app(pack_app(MINIMAL), chip=CHIPS[5])
+
+
+# --- each way to be wrong has an error of its own ---------------------------------------------------------------
+
+
+def with_page_size(log2: int) -> bytes:
+    image = sample_image("esp32-c6")
+    first = image.segments[0]
+    desc = replace(parse_app_desc(first.data), page_size_log2=log2)
+    return pack_app(
+        replace(image, segments=(replace(first, data=pack_app_desc(desc) + first.data[256:]), *image.segments[1:]))
+    )
+
+
+def bent(position: int, value: int) -> bytes:
+    packed = bytearray(sample_app())
+    packed[position] = value
+    return bytes(packed)
+
+
+def moved() -> bytes:
+    image = sample_image()
+    first = image.segments[0]
+    return pack_app(replace(image, segments=(replace(first, address=first.address + 4), *image.segments[1:])))
+
+
+def without_descriptor() -> bytes:
+    image = sample_image("esp32-c6")
+    first = image.segments[0]
+    return pack_app(replace(image, segments=(replace(first, data=bytes(len(first.data))), *image.segments[1:])))
+
+
+def of_revisions(minimum: int, maximum: int) -> bytes:
+    image = sample_image()
+    return pack_app(replace(image, header=replace(image.header, min_chip_revision=minimum, max_chip_revision=maximum)))
+
+
+REFUSALS: list[tuple[type[ImageError], bytes, str, dict[str, int]]] = [
+    (NotAnEspImage, bent(0, 0xEA), "esp32-c3", {}),
+    (TruncatedImage, sample_app()[:-1], "esp32-c3", {}),
+    (BadSegmentCount, bent(1, 17), "esp32-c3", {}),
+    (BadSegmentCount, bent(1, 0), "esp32-c3", {}),
+    (BadSegmentLength, bent(28, sample_app()[28] | 1), "esp32-c3", {}),
+    (BadHashField, bent(23, 2), "esp32-c3", {}),
+    (ChecksumMismatch, bent(300, sample_app()[300] ^ 1), "esp32-c3", {}),
+    (HashMismatch, sample_app()[:-1] + bytes([sample_app()[-1] ^ 1]), "esp32-c3", {}),
+    (WrongChipId, sample_app(), "esp32-s3", {}),
+    (ChipTooOld, of_revisions(100, 199), "esp32-c3", {"chip_revision": 99}),
+    (ChipTooNew, of_revisions(100, 199), "esp32-c3", {"chip_revision": 200}),
+    (MisalignedSegment, moved(), "esp32-c3", {}),
+    (NoSuchPageSize, with_page_size(20), "esp32-c6", {}),
+    (NoAppDescriptor, without_descriptor(), "esp32-c6", {}),
+    (FirstSegmentTooShort, pack_app(MINIMAL), "esp32-c3", {}),
+    (ImageTooLarge, sample_app(), "esp32-c3", {"slot_size": 1000}),
+    (SlotTooLarge, sample_app(), "esp32-c3", {"slot_size": (16 << 20) + 1}),
+]
+
+
+@pytest.mark.parametrize(("kind", "data", "chip", "limits"), REFUSALS, ids=[kind.code for kind, *_ in REFUSALS])
+def test_each_thing_that_a_device_refuses_has_its_own_error(
+    kind: type[ImageError], data: bytes, chip: str, limits: dict[str, int]
+) -> None:
+    with pytest.raises(ImageError) as refused:
+        verify_app(data, chip=chip_named(chip), **limits)  # type: ignore[arg-type]
+    assert type(refused.value) is kind
+
+
+def test_no_two_of_these_errors_share_a_code() -> None:
+    kinds = {kind for kind, *_ in REFUSALS}
+    assert len({kind.code for kind in kinds}) == len(kinds) == 16

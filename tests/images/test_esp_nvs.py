@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flota.images.esp_nvs import (
+from flota.images.esp_nvs import looks_like_nvs, parse_nvs, read_string
+from flota.images.esp_nvs_format import (
     ENTRIES_OFFSET,
     PAGE_SIZE,
     PAGES_MAX,
@@ -20,9 +21,6 @@ from flota.images.esp_nvs import (
     NvsUnreadable,
     NvsWrongType,
     PageState,
-    looks_like_nvs,
-    parse_nvs,
-    read_string,
 )
 from flota.images.esp_nvs_writing import (
     ErasePage,
@@ -246,20 +244,40 @@ def test_a_cut_in_the_middle_of_a_compaction_loses_nothing() -> None:
         assert read_string(healed, "other", "filler") == "x" * 3100
 
 
-def test_a_value_that_a_cut_left_beside_its_successor_does_not_come_back_by_a_compaction() -> None:
+def with_an_old_value_left_on_an_earlier_page() -> bytes:
+    """A cut between writing a value and striking out the one before: that one lies on the page that is compacted next.
+
+    On one page a compaction keeps the order of the two, so only two pages can show a value that comes back.
+    """
     partition = create_nvs(0x3000, {"n": {"old": "before"}})
-    partition = write_string(partition, "n", "filler", "x" * 3700)
-    operations = plan_string_write(partition, "n", "old", "after" * 20)
-    both = apply_operations(partition, operations[:-1])
-    assert sum(item.name == "old" for item in parse_nvs(both).items) == 2
-    both = write_string(both, "n", "filler", "")
-    erased = False
+    partition = write_string(partition, "n", "filler", "x" * 3840)
+    both = apply_operations(partition, plan_string_write(partition, "n", "old", "after" * 20)[:-1])
+    places = [(item.page, item.content) for item in parse_nvs(both).items if item.name == "old"]
+    assert places == [(0, b"before\0"), (1, b"after" * 20 + b"\0")]
+    return both
+
+
+def test_a_value_that_a_cut_left_beside_its_successor_does_not_come_back_by_a_compaction() -> None:
+    both = write_string(with_an_old_value_left_on_an_earlier_page(), "n", "filler", "")
+    erased: set[int] = set()
     for number in range(120):
         operations = plan_string_write(both, "n", "counter", str(number))
-        erased = erased or any(isinstance(operation, ErasePage) for operation in operations)
+        erased |= {operation.offset for operation in operations if isinstance(operation, ErasePage)}
         both = apply_operations(both, operations)
         assert read_string(both, "n", "old") == "after" * 20
-    assert erased
+    assert 0 in erased, "the page with the old value was never moved"
+
+
+def test_a_compaction_that_a_cut_interrupted_does_not_bring_an_old_value_back_when_it_is_finished() -> None:
+    both = with_an_old_value_left_on_an_earlier_page()
+    words = {0: PageState.FREEING, PAGE_SIZE: PageState.FULL}
+    begun = [Program(offset, struct.pack("<I", state)) for offset, state in words.items()]
+    interrupted = apply_operations(both, begun)
+    assert read_string(interrupted, "n", "old") == "after" * 20
+    finished = write_string(interrupted, "n", "counter", "1")
+    assert read_string(finished, "n", "old") == "after" * 20
+    assert read_string(finished, "n", "filler") == "x" * 3840
+    assert all(page.state != PageState.FREEING for page in parse_nvs(finished).pages)
 
 
 def test_of_two_entries_of_one_key_the_newer_one_counts() -> None:

@@ -311,3 +311,9 @@ def test_slots_that_cannot_be_are_refused(bad: dict[str, int]) -> None:
                                   bytes.fromhex("20002de15d29410b8d77679c110f1f8a")])  # fmt: skip
 def test_no_trailer_is_found_where_none_can_be(data: bytes) -> None:
     assert read_trailer(data) is None
+
+
+@pytest.mark.parametrize("length", range(8))
+def test_a_version_cut_off_is_a_truncated_image(length: int) -> None:
+    with pytest.raises(TruncatedImage, match="version is cut off"):
+        ImageVersion.unpack(bytes(length))

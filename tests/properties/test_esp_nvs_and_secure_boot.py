@@ -9,7 +9,8 @@ import zlib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flota.images.esp_nvs import ENTRIES_OFFSET, NvsFull, looks_like_nvs, parse_nvs, read_string
+from flota.images.esp_nvs import looks_like_nvs, parse_nvs, read_string
+from flota.images.esp_nvs_format import ENTRIES_OFFSET, NvsFull
 from flota.images.esp_nvs_writing import (
     ErasePage,
     Program,

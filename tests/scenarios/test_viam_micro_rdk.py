@@ -29,6 +29,9 @@ QUIET_S = 4.0
 
 ROVER = "rover-1"
 
+NEARLY_A_SLOT = 3_600_000
+"""So long that a quarter of it and the device's window of 2 MiB are not the whole: there is something left to lose."""
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[LocalServer]:
@@ -54,9 +57,12 @@ def lab(*arguments: object) -> None:
 
 
 @contextlib.contextmanager
-def rover_process(state: Path, config: Path, *, speed: float) -> Iterator[subprocess.Popen[str]]:
+def rover_process(
+    state: Path, config: Path, *, speed: float, cacert: Path | None = None
+) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "flota", "lab", "run", "esp32", "--name", ROVER, "--state", state]
     command += ["--viam-config", config, "--speed", speed, "--json"]
+    command += ["--cacert", cacert] if cacert is not None else []
     with (state.parent / f"{state.name}.jsonl").open("w") as log:
         process = subprocess.Popen([*map(str, command)], stdout=log, text=True)
         try:
@@ -129,14 +135,33 @@ def test_an_image_that_the_device_refuses_after_writing_it_is_asked_for_again_fl
     assert events(state, "boot") == [events(state, "boot")[0]]
 
 
+def test_over_tls_only_a_firmware_that_knows_our_authority_gets_the_image(
+    tmp_path: Path, server: LocalServer, client: ManagementClient, key: PrivateKey
+) -> None:
+    rollout = offered(client, key, sample_app("2.0.0", chip="esp32", size=512 * 1024))
+    config = tmp_path / "rover.json"
+    made = client.viam_links(rollout=rollout, base_url=server.address.https)
+    assert made.warnings, "a link that no device in the field can use has to be given with a warning"
+    config.write_text(json.dumps(made.items[0].service))
+    with rover_process(tmp_path / "as-shipped", config, speed=50):
+        wait_until(lambda: events(tmp_path / "as-shipped", "update-failed"), within_s=60, what="the run has failed")
+    assert "certificate" in events(tmp_path / "as-shipped", "break")[0]
+    assert the_execution(client, rollout).state == "QUEUED"
+    with rover_process(tmp_path / "own", config, speed=50, cacert=server.data / "ca" / "root.crt"):
+        wait_until(lambda: not the_execution(client, rollout).is_open, within_s=60, what="an outcome")
+        wait_until(lambda: len(events(tmp_path / "own", "boot")) == 2, within_s=20, what="the restart")
+    execution = the_execution(client, rollout)
+    assert (execution.state, execution.basis) == ("SUCCEEDED", "inferred")
+
+
 def test_a_server_that_dies_in_the_middle_costs_a_download_from_zero_and_nothing_else(
     tmp_path: Path, server: LocalServer, key: PrivateKey
 ) -> None:
     with server.client() as client:
-        rollout = offered(client, key, sample_app("2.0.0", chip="esp32", size=3 << 20))
+        rollout = offered(client, key, sample_app("2.0.0", chip="esp32", size=NEARLY_A_SLOT))
         [link] = client.viam_links(rollout=rollout).items
         address, signers = server.address.http, TrustedSigners.of([key.public_pem])
-        fleet = RunningFleet(tmp_path / "devices", address, signers, speed=20.0, poll_interval_s=10.0)
+        fleet = RunningFleet(tmp_path / "devices", address, signers, speed=8.0, poll_interval_s=10.0)
         device = FleetDevice(ROVER, "esp32", "rover", "viam", "02:00:00:00:00:01")
         fleet.add(device, image=sample_app("1.0.0", chip="esp32"), version="1.0.0", token="")
         fleet.configure(ROVER, link.service)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,9 +16,11 @@ from flota.fleet.executions import Basis, ExecutionState
 from flota.fleet.inferences import QUICK_REPEATS_MAX
 from flota.fleet.releases import ReleaseState
 from flota.fleet.rollouts import RolloutPolicy, RolloutState
+from flota.fleet.storage import NewRollout
 from flota.protocols.viam import ConfigError, UnusableUrl, check_offered_url, judge_response, parse_service_config
 from flota.server.settings import Address, ServerSettings
-from flota.server.viam_links import NO_STATUS, LinksWanted, choose_base, make_links
+from flota.server.viam_addresses import choose_base
+from flota.server.viam_links import NO_STATUS, LinksWanted, make_links
 from tests.server.update_fleet import START, image
 from tests.server.viam_fleet import ASKED_AT, TYPE, ViamFleet, a_viam_fleet
 
@@ -88,6 +91,19 @@ async def test_a_device_without_an_open_execution_is_told_how_to_get_one(fleet: 
     with pytest.raises(Refused, match="no open execution") as caught:
         await fleet.link()
     assert caught.value.hint == f"Make one: flota rollout create --release {TYPE}@2.0.0 --devices pump-1"
+
+
+async def test_a_rollout_made_a_moment_ago_is_waited_for(fleet: ViamFleet) -> None:
+    release, device = await fleet.release(), await fleet.at.add_device("pump-1", type_name=TYPE)
+    async with fleet.at.database.transaction() as tx:
+        new = NewRollout("new", release.id, RolloutPolicy(), ((device.id,),), "all")
+        await tx.add_rollout(fleet.at.scope, new, now=fleet.at.clock())
+    asked = asyncio.create_task(fleet.link())
+    by_rollout = asyncio.create_task(fleet.links(rollout="new"))
+    await asyncio.sleep(0)
+    await fleet.tick()
+    assert (await asked).device == "pump-1"
+    assert [link.device for link in await by_rollout] == ["pump-1"]
 
 
 async def test_a_merged_image_is_refused_as_a_configuration(fleet: ViamFleet) -> None:

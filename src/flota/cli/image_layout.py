@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from flota.cli.connection import CaCert, Server, Token, connect
 from flota.cli.image_files import parse_size, read_file, write_file
 from flota.cli.output import EXIT_FAILED, EXIT_WRONG_USE, echo, echo_json, warn
-from flota.errors import InvalidInput
+from flota.errors import InvalidInput, NotFound, PeerError, Unauthenticated, WrongUse
 
 if TYPE_CHECKING:
     from flota.boards.model import Board
@@ -48,27 +50,39 @@ def layout(
         ),
     ] = None,
     board: Annotated[str, typer.Option(help="The board: its flash, and its default table without FILE.")] = "",
+    type_name: Annotated[
+        str,
+        typer.Option("--type", metavar="T", help="A device type of the server (or a board): its table, its flash."),
+    ] = "",
     flash_size: Annotated[str | None, typer.Option(help="E.g. 8MB.", metavar="SIZE")] = None,
     table_offset: Annotated[str, typer.Option(help="Where a table lies in flash.", metavar="ADDR")] = "0x8000",
     as_json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
     svg: Annotated[Path | None, typer.Option(dir_okay=False, help="Also draw it, into this file.")] = None,
+    server: Server = None,
+    token: Token = None,
+    cacert: CaCert = None,
 ) -> None:
     """Show what lies where: every region, free space, overlaps (red).
 
     Exit status 1 when something overlaps, lies beyond the flash, or is wrong with the file.
 
     Example: flota image layout partitions.csv --flash-size 8MB --svg layout.svg
+
+    Example: flota image layout --type pump
     """
     from flota.images.flash_layout import layout_as_dict, size_text
     from flota.images.flash_layout_svg import layout_svg
     from flota.images.text import cleaned_text
 
-    if file is None and not board:
-        warn("name a FILE, or a --board to see its default table")
+    if file is None and not board and not type_name:
+        warn("name a FILE, a --type to see its flash, or a --board to see its default table")
         raise typer.Exit(EXIT_WRONG_USE)
+    if board and type_name:
+        raise WrongUse("a type names its board itself", hint="Give --board or --type, not both.")
     size = parse_size(flash_size) if flash_size else None
-    found = _layout(file, board, size, parse_size(table_offset))
-    title = cleaned_text(file.name if file else board, max_chars=64)
+    its_type = find_type(type_name, server, token, cacert) if type_name else None
+    found = _layout(file, its_type or (_HardwareOf(_board(board)) if board else None), size, parse_size(table_offset))
+    title = cleaned_text(file.name if file else type_name or board, max_chars=64)
     if found.size is not None:
         title = f"{title}: {size_text(found.size)}"
     if svg:
@@ -158,19 +172,46 @@ def _red(text: str) -> str:
     return f"{RED}{text}{PLAIN}"
 
 
-def _layout(file: Path | None, board_name: str, flash_size: int | None, table_offset: int) -> FlashLayout:
+@dataclass(frozen=True, slots=True)
+class _HardwareOf:
+    """What a layout is drawn of: a board, and the partition table (CSV) of a type where that has one of its own."""
+
+    board: Board
+    partition_csv: str | None = None
+
+
+def find_type(name: str, server: str | None, token: str | None, cacert: str | None) -> _HardwareOf:
+    """Return the board and table of a device type: of the server, else of the board of that name.
+
+    A server that cannot be asked is an error only if it was named with --server, or if no board has that name.
+    """
+    from flota.boards.catalogue import BOARDS
+
+    try:
+        with connect(server, token, cacert) as client:
+            found = client.device_type(name)
+    except (NotFound, Unauthenticated, PeerError) as error:
+        known = name.strip().lower() in {alias for one in BOARDS.values() for alias in (one.name, *one.aliases)}
+        if not known or (server is not None and not isinstance(error, NotFound)):
+            raise
+        if not isinstance(error, NotFound):
+            warn(f"warning: the server was not asked ({error.message}): this is the board {name}")
+        return _HardwareOf(_board(name))
+    hardware = _board(found.board)
+    own = found.partition_csv if found.partition_csv != hardware.partition_csv else None
+    return _HardwareOf(hardware, own)
+
+
+def _layout(file: Path | None, of: _HardwareOf | None, flash_size: int | None, table_offset: int) -> FlashLayout:
     from flota.images.esp_partitions import parse_csv, parse_table
     from flota.images.flash_layout import layout_of_file, layout_of_table
 
-    hardware = _board(board_name) if board_name else None
-    chip = _chip_of(hardware)
-    if flash_size is None and hardware is not None:
-        flash_size = hardware.flash_size or None
+    chip = _chip_of(of.board) if of else None
     if file is None:
-        if hardware is None or hardware.partition_csv is None:
-            raise InvalidInput("this board has files as slots, no flash to draw", found=board_name)
-        table = parse_csv(hardware.partition_csv, bootloader_offset=hardware.bootloader_offset)
-        return layout_of_table(table, chip=chip, flash_size=flash_size)
+        assert of is not None
+        return _layout_of_hardware(of, chip, flash_size, table_offset)
+    if flash_size is None and of is not None:
+        flash_size = of.board.flash_size or None
     data = read_file(file)
     if file.suffix.lower() == CSV_SUFFIX:
         start = chip.bootloader_offset if chip else None
@@ -179,6 +220,28 @@ def _layout(file: Path | None, board_name: str, flash_size: int | None, table_of
         table = parse_table(data)
     else:
         return layout_of_file(data, flash_size=flash_size)
+    return layout_of_table(table, chip=chip, table_offset=table_offset, flash_size=flash_size)
+
+
+def _layout_of_hardware(
+    of: _HardwareOf, chip: EspChip | None, flash_size: int | None, table_offset: int
+) -> FlashLayout:
+    from flota.images.ameba import FLASH_MAPS
+    from flota.images.esp_partitions import parse_csv
+    from flota.images.flash_layout import layout_of_areas, layout_of_table
+
+    hardware = of.board
+    if hardware.boot == "ameba-signature":
+        areas = next(one.areas for one in FLASH_MAPS.values() if one.flash_size == hardware.flash_size)
+        return layout_of_areas(areas, flash_size=flash_size or hardware.flash_size)
+    csv = of.partition_csv or hardware.partition_csv
+    if csv is None:
+        raise InvalidInput("this board has files as slots, no flash to draw", found=hardware.name)
+    table = parse_csv(csv, table_offset=table_offset, bootloader_offset=hardware.bootloader_offset)
+    if flash_size is None:
+        end = max((row.offset + row.size for row in table.partitions), default=0)
+        # A product may have more flash than is usual on its board: then nobody knows how much.
+        flash_size = hardware.flash_size if end <= hardware.flash_size else None
     return layout_of_table(table, chip=chip, table_offset=table_offset, flash_size=flash_size)
 
 
@@ -191,4 +254,6 @@ def _board(name: str) -> Board:
 def _chip_of(hardware: Board | None) -> EspChip | None:
     from flota.images.esp_chips import chip_named
 
-    return chip_named(hardware.chip) if hardware and hardware.chip else None
+    if hardware is None or hardware.chip is None or hardware.boot != "esp-otadata":
+        return None
+    return chip_named(hardware.chip)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flota.cli.lab_sweep import replay, sweep
 from flota.cli.output import echo, echo_json, print_table, warn
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from flota.virtual.events import DeviceEvent
 
 app = typer.Typer(help="Virtual devices: run, flash, read, cut the power.", no_args_is_help=True, add_completion=False)
+
+app.command()(sweep)
+app.command()(replay)
 
 State = Annotated[
     Path, typer.Option("--state", metavar="DIR", help="The device's directory: its flash and its memory.")

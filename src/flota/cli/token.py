@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -158,7 +157,7 @@ def list_tokens(
     )
 
 
-def _list_gateway_tokens(as_json: bool, server: str | None, token: str | None, cacert: Path | None) -> None:
+def _list_gateway_tokens(as_json: bool, server: str | None, token: str | None, cacert: str | None) -> None:
     with connect(server, token, cacert) as client:
         found = client.list_gateway_tokens()
     if as_json:

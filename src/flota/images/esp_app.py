@@ -67,6 +67,30 @@ assert _SEGMENT.size == SEGMENT_HEADER_SIZE
 _XOR_CHUNK_BYTES: Final = 1 << 15
 
 
+class NotAnEspImage(ImageError):
+    """The first byte is not that of an ESP image."""
+
+    code = "not-an-esp-image"
+
+
+class BadHashField(ImageError):
+    """The header says neither that a hash is appended nor that none is."""
+
+    code = "hash-field"
+
+
+class BadSegmentCount(ImageError):
+    """No segment, or more than boot loaders read."""
+
+    code = "segment-count"
+
+
+class BadSegmentLength(ImageError):
+    """A segment's length that no boot loader takes."""
+
+    code = "segment-length"
+
+
 class ChecksumMismatch(ImageError):
     """The XOR checksum of the segments is not the one that the image carries."""
 
@@ -149,7 +173,7 @@ class EspSegment:
 
     def __post_init__(self) -> None:
         if len(self.data) % 4 or len(self.data) >= SEGMENT_SIZE_LIMIT:
-            raise ImageError("bad segment length", expected="a multiple of 4 below 16 MiB", found=len(self.data))
+            raise BadSegmentLength("bad segment length", expected="a multiple of 4 below 16 MiB", found=len(self.data))
         if not 0 <= self.address <= 0xFFFF_FFFF:
             raise ImageError("bad load address", expected="32 bits", found=hex(self.address))
 
@@ -167,7 +191,7 @@ class EspAppImage:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.segments) <= SEGMENTS_MAX:
-            raise ImageError(
+            raise BadSegmentCount(
                 "bad number of segments", offset=1, expected=f"1 to {SEGMENTS_MAX}", found=len(self.segments)
             )
 
@@ -190,7 +214,8 @@ class EspAppImage:
 def parse_header(data: Buffer) -> tuple[EspImageHeader, int]:
     """Return the header and the segment count of the image at the start of `data`.
 
-    Raises `TruncatedImage` below 24 bytes, `ImageError` for another magic or a `hash_appended` that is not 0 or 1.
+    Raises `TruncatedImage` below 24 bytes, `NotAnEspImage` for another magic, `BadHashField` for a `hash_appended`
+    that is not 0 or 1.
     """
     if len(data) < HEADER_SIZE:
         raise TruncatedImage(
@@ -200,9 +225,9 @@ def parse_header(data: Buffer) -> tuple[EspImageHeader, int]:
         _HEADER.unpack_from(data)
     )
     if magic != IMAGE_MAGIC:
-        raise ImageError("not an ESP image", offset=0, expected=f"{IMAGE_MAGIC:#04x}", found=f"{magic:#04x}")
+        raise NotAnEspImage("not an ESP image", offset=0, expected=f"{IMAGE_MAGIC:#04x}", found=f"{magic:#04x}")
     if appended not in (0, 1):
-        raise ImageError("bad hash_appended field", offset=HEADER_SIZE - 1, expected="0 or 1", found=appended)
+        raise BadHashField("bad hash_appended field", offset=HEADER_SIZE - 1, expected="0 or 1", found=appended)
     header = EspImageHeader(
         chip_id=chip_id,
         entry=entry,
@@ -223,12 +248,12 @@ def parse_header(data: Buffer) -> tuple[EspImageHeader, int]:
 def walk_image(data: Buffer) -> EspImageLayout:
     """Return where header, segments, checksum and hash lie, without computing either of the last two.
 
-    Raises `TruncatedImage` when the file ends before what the headers announce, `ImageError` for counts and lengths
-    that no image may have. Bytes after the image are ignored.
+    Raises `TruncatedImage` when the file ends before what the headers announce, `BadSegmentCount` and
+    `BadSegmentLength` for what no image may have, and what `parse_header` raises. Bytes after the image are ignored.
     """
     header, count = parse_header(data)
     if not 1 <= count <= SEGMENTS_MAX:
-        raise ImageError("bad number of segments", offset=1, expected=f"1 to {SEGMENTS_MAX}", found=count)
+        raise BadSegmentCount("bad number of segments", offset=1, expected=f"1 to {SEGMENTS_MAX}", found=count)
     spans: list[SegmentSpan] = []
     position = HEADER_SIZE
     for index in range(count):
@@ -241,7 +266,7 @@ def walk_image(data: Buffer) -> EspImageLayout:
             )
         address, size = _SEGMENT.unpack_from(data, position)
         if size % 4 or size >= SEGMENT_SIZE_LIMIT:
-            raise ImageError(
+            raise BadSegmentLength(
                 f"bad length of segment {index}",
                 offset=position + 4,
                 expected="a multiple of 4 below 16 MiB",

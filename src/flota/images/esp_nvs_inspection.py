@@ -9,16 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from flota.images.esp_nvs import (
-    NAMESPACES_INDEX,
-    PAGE_SIZE,
-    Buffer,
-    NvsError,
-    NvsPage,
-    NvsPartition,
-    PageState,
-    parse_nvs,
-)
+from flota.images.esp_nvs import NvsPage, NvsPartition, parse_nvs
+from flota.images.esp_nvs_format import NAMESPACES_INDEX, PAGE_SIZE, Buffer, NvsError, PageState
 from flota.images.model import Finding, ImageFormat, Inspection, Property, Region
 from flota.images.text import cleaned_text
 

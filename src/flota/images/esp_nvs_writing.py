@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from flota.images.esp_nvs import (
+from flota.images.esp_nvs import NvsItem, NvsPage, NvsPartition, parse_nvs, readable_nvs
+from flota.images.esp_nvs_format import (
     BITMAP_OFFSET,
     BITMAP_SIZE,
     ENTRIES_OFFSET,
@@ -35,9 +36,6 @@ from flota.images.esp_nvs import (
     NvsBadValue,
     NvsError,
     NvsFull,
-    NvsItem,
-    NvsPage,
-    NvsPartition,
     NvsWrongType,
     PageState,
     entry_crc,
@@ -45,8 +43,6 @@ from flota.images.esp_nvs import (
     is_blank,
     key_bytes,
     page_crc,
-    parse_nvs,
-    readable_nvs,
 )
 
 PAGES_MIN: Final = 3

@@ -6,6 +6,7 @@ Source: docs/reference/esp-image.md; espressif/esp-idf:components/bootloader_sup
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from flota.images.esp_app import (
     IMAGE_SIZE_MAX,
@@ -29,9 +30,69 @@ Buffer = bytes | memoryview
 
 
 class UnfitForChip(ImageError):
-    """The image is well formed, but the chip would refuse it."""
+    """The image is well formed, but the chip would refuse it; each subclass is one reason."""
 
     code = "unfit-for-chip"
+
+
+class SlotTooLarge(UnfitForChip):
+    """The verifier takes no partition of that size, whatever is in it."""
+
+    code = "slot-too-large"
+
+
+class WrongChipId(UnfitForChip):
+    """The image is for another chip."""
+
+    code = "chip-id"
+
+
+class ChipTooOld(UnfitForChip):
+    """The chip's revision is below the least that the image names."""
+
+    code = "chip-too-old"
+
+
+class ChipTooNew(UnfitForChip):
+    """The chip's revision is above the greatest that the image names."""
+
+    code = "chip-too-new"
+
+
+class NoSuchPageSize(UnfitForChip):
+    """The app descriptor names an MMU page size that the chip does not have."""
+
+    code = "page-size"
+
+
+class MisalignedSegment(UnfitForChip):
+    """A segment that is mapped from flash does not lie where its address falls in a page."""
+
+    code = "misaligned-segment"
+
+
+class FirstSegmentTooShort(UnfitForChip):
+    """The first segment has no room for an app descriptor."""
+
+    code = "first-segment"
+
+
+class NoAppDescriptor(UnfitForChip):
+    """The chip insists on an app descriptor."""
+
+    code = "no-descriptor"
+
+
+class ImageTooLarge(UnfitForChip):
+    """The image is larger than its slot."""
+
+    code = "image-too-large"
+
+
+_OF_FINDING: Final = {
+    kind.code: kind for kind in (NoSuchPageSize, MisalignedSegment, FirstSegmentTooShort, NoAppDescriptor)
+}
+"""Code of a finding about the layout -> the error that `verify_app` raises for it."""
 
 
 def app_desc_of(data: Buffer, layout: EspImageLayout) -> EspAppDesc | None:
@@ -56,14 +117,19 @@ def layout_findings(
     if page_size not in chip.page_sizes:
         names = ", ".join(f"{size // 1024}K" for size in chip.page_sizes)
         yield Finding(
-            "error", "page-size", "the chip has no such MMU page size", 212, names, f"2^{desc and desc.page_size_log2}"
+            "error",
+            NoSuchPageSize.code,
+            "the chip has no such MMU page size",
+            212,
+            names,
+            f"2^{desc and desc.page_size_log2}",
         )
         return
     for index, span in enumerate(layout.segments):
         if chip.maps(span.address) and (span.offset - span.address) % page_size:
             yield Finding(
                 "error",
-                "misaligned-segment",
+                MisalignedSegment.code,
                 f"segment {index} is mapped from flash, but its place in the file does not match its address",
                 span.offset,
                 f"offset {span.address % page_size:#x} within a page of {page_size // 1024}K",
@@ -74,7 +140,7 @@ def layout_findings(
     if layout.segments[0].size < APP_DESC_SIZE:
         yield Finding(
             "error",
-            "first-segment",
+            FirstSegmentTooShort.code,
             "the first segment is too short for an app descriptor",
             layout.segments[0].offset,
             f"{APP_DESC_SIZE} bytes or more",
@@ -83,7 +149,7 @@ def layout_findings(
     elif desc is None and chip.page_size_is_configurable:
         yield Finding(
             "error",
-            "no-descriptor",
+            NoAppDescriptor.code,
             f"{chip.title} refuses an image without app descriptor",
             APP_DESC_FILE_OFFSET,
             f"{APP_DESC_MAGIC:#010x}",
@@ -97,24 +163,25 @@ def verify_app(
     """Return the layout of an app that `chip` would take, as the verifier of the device decides.
 
     `chip_revision` is major x 100 + minor (None = do not check), `slot_size` the size of the app partition in bytes.
-    `data` may be a whole slot: what follows the image is ignored. Raises `ImageError` or one of its kinds for
+    `data` may be a whole slot: what follows the image is ignored. Raises a kind of `ImageError` or `UnfitForChip` for
     the first thing that the verifier would stumble over, in its order.
     """
     if slot_size is not None and slot_size > IMAGE_SIZE_MAX:
-        raise UnfitForChip("the slot is above 16 MiB", expected=IMAGE_SIZE_MAX, found=slot_size)
+        raise SlotTooLarge("the slot is above 16 MiB", expected=IMAGE_SIZE_MAX, found=slot_size)
     layout = walk_image(data)
     header = layout.header
     if header.chip_id != chip.chip_id:
-        raise UnfitForChip(
+        raise WrongChipId(
             "the image is for another chip", offset=12, expected=chip.name, found=chip_name_of(header.chip_id)
         )
     if chip_revision is not None:
         _check_revision(layout, chip_revision)
     for finding in layout_findings(layout, app_desc_of(data, layout), chip):
-        raise UnfitForChip(finding.text, offset=finding.offset, expected=finding.expected, found=finding.found)
+        kind = _OF_FINDING[finding.code]
+        raise kind(finding.text, offset=finding.offset, expected=finding.expected, found=finding.found)
     check_checksum(data, layout)
     if slot_size is not None and layout.image_size > slot_size:
-        raise UnfitForChip(
+        raise ImageTooLarge(
             "the image is larger than its slot", expected=f"at most {slot_size}", found=layout.image_size
         )
     check_hash(data, layout)
@@ -124,7 +191,7 @@ def verify_app(
 def _check_revision(layout: EspImageLayout, chip_revision: int) -> None:
     header = layout.header
     if chip_revision < header.min_chip_revision:
-        raise UnfitForChip(
+        raise ChipTooOld(
             "the chip is too old for the image",
             offset=15,
             expected=_v(header.min_chip_revision),
@@ -132,9 +199,7 @@ def _check_revision(layout: EspImageLayout, chip_revision: int) -> None:
         )
     maximum = header.effective_max_revision
     if maximum is not None and chip_revision > maximum:
-        raise UnfitForChip(
-            "the chip is too new for the image", offset=17, expected=_v(maximum), found=_v(chip_revision)
-        )
+        raise ChipTooNew("the chip is too new for the image", offset=17, expected=_v(maximum), found=_v(chip_revision))
 
 
 def _v(revision: int) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from flota.images.ameba.flash_map import FlashArea
 from flota.images.esp_chips import FLASH_SIZES, MIB, EspChip
 from flota.images.esp_inspection import finding_of
 from flota.images.esp_merged import EspMergedImage, find_merged
@@ -173,6 +174,15 @@ def layout_of_file(data: Buffer, *, flash_size: int | None = None) -> FlashLayou
             return FlashLayout((), flash_size, (finding_of(error),))
     regions = [FlashRegion(one.name, one.kind, one.start, one.size) for one in found.regions]
     return FlashLayout(_sorted(regions), len(data), found.findings)
+
+
+def layout_of_areas(areas: Iterable[FlashArea], *, flash_size: int) -> FlashLayout:
+    """Return a fixed flash map, such as an AmebaD board's, as a layout of `flash_size` bytes."""
+    regions = [
+        FlashRegion(area.name, "padding" if area.kind == "reserved" else area.kind, area.offset, area.size)
+        for area in areas
+    ]
+    return FlashLayout(_sorted(regions), flash_size)
 
 
 def layout_as_dict(layout: FlashLayout) -> dict[str, object]:

@@ -93,6 +93,15 @@ def moments_of(operation: FlashOperation, *, number: int, harsh: bool = False) -
     return (BEFORE, *inside, AFTER)
 
 
+def has_moment(kind: FlashOperationKind, moment: str) -> bool:
+    """Return whether operations of that kind have the moment."""
+    if moment in (BEFORE, AFTER):
+        return True
+    name = moment.partition("@")[0]
+    known = _ERASE if kind is FlashOperationKind.ERASE else _PROGRAM
+    return kind is not FlashOperationKind.COMMIT and (name in known or name == _MASKED)
+
+
 def cut_of(moment: str, kind: FlashOperationKind) -> Cut:
     """Return the cut that a moment's name stands for. Raises `InvalidInput` for a name that this kind does not have."""
     if moment == BEFORE:

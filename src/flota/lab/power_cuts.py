@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from flota.errors import FlotaError
-from flota.lab.cut_moments import CutMoment, cut_of
+from flota.lab.cut_moments import AFTER, CutMoment, cut_of, has_moment
 from flota.lab.oracle import Broken, Oracle, Promise, Region, Released
-from flota.virtual.flash import Cut, FlashOperation, FlashOperationKind, FlashViolation, Power, PowerCut, PowerPlan
+from flota.virtual.flash import Cut, FlashOperation, FlashOperationKind, FlashViolation, Power, PowerCut
 
 BOOTS_MAX: Final = 6
 """Restarts that one offer may take after the last cut: old app, trial, confirmed, and as many for a second download."""
@@ -150,18 +150,62 @@ class _Proven(BaseException):
     """The life has reached a state from which it is known to end well."""
 
 
+@dataclass(frozen=True, slots=True)
+class GoodEnd:
+    """How a life went on from some state: at which images its stages rested, after how many operations in all."""
+
+    outcomes: tuple[str, ...]
+    operations: int
+
+
 class Known:
     """States from which a life has been seen to end well."""
 
     def __init__(self) -> None:
-        self._states: set[tuple[object, ...]] = set()
+        self._states: dict[tuple[object, ...], GoodEnd] = {}
 
-    def __contains__(self, state: tuple[object, ...]) -> bool:
-        return state in self._states
+    def __len__(self) -> int:
+        """Return how many states are known."""
+        return len(self._states)
 
-    def add(self, states: Iterable[tuple[object, ...]]) -> None:
-        """Remember states."""
-        self._states.update(states)
+    def end_from(self, state: tuple[object, ...]) -> GoodEnd | None:
+        """Return how life goes on from there without a cut; None if the state is not known."""
+        return self._states.get(state)
+
+    def add(self, state: tuple[object, ...], end: GoodEnd) -> None:
+        """Remember a state that ended well."""
+        self._states[state] = end
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCut:
+    """A power plan: this one cut. `lenient`: a tear that the operation found there does not have is a cut after it."""
+
+    cut: CutMoment
+    lenient: bool = False
+
+    @property
+    def operation(self) -> int:
+        """The operation at which it cuts."""
+        return self.cut.operation
+
+    def __call__(self, operation: FlashOperation) -> Cut | None:
+        """Return the cut when its operation comes. Raises `InvalidInput` for a tear that does not fit."""
+        if operation.number != self.cut.operation:
+            return None
+        fits = not self.lenient or has_moment(operation.kind, self.cut.moment)
+        return cut_of(self.cut.moment if fits else AFTER, operation.kind)
+
+
+class AimedPlan(Protocol):
+    """A power plan that says at which operation it will cut."""
+
+    @property
+    def operation(self) -> int:
+        """The operation, counted from power-on."""
+
+    def __call__(self, operation: FlashOperation, /) -> Cut | None:
+        """Return the cut when its operation comes."""
 
 
 def save(device: SweptDevice) -> dict[str, object]:
@@ -193,7 +237,7 @@ class Journey:
         device: SweptDevice,
         oracle: Oracle,
         *,
-        plans: Iterable[PowerPlan] = (),
+        plans: Iterable[AimedPlan] = (),
         known: Known | None = None,
         record: Callable[[Moment], None] | None = None,
         remember_milestones: bool = False,
@@ -202,8 +246,8 @@ class Journey:
     ) -> None:
         self._device = device
         self._oracle = oracle
-        self._plans: Iterator[PowerPlan] = iter(plans)
-        self._plan: PowerPlan | None = next(self._plans, None)
+        self._plans: Iterator[AimedPlan] = iter(plans)
+        self._plan: AimedPlan | None = next(self._plans, None)
         self._known = known
         self._record = record
         self._remember_milestones = remember_milestones
@@ -213,7 +257,8 @@ class Journey:
         self._boot: Boot | None = None
         self._running: Region | None = None
         self._broken: list[Broken] = []
-        self._passed: list[tuple[object, ...]] = []
+        self._passed: list[tuple[tuple[object, ...], int, int]] = []
+        self._operations = 0
         self._repeats: set[tuple[object, ...]] = set()
         self._boots = self._cuts = self._restarts = self._installs = 0
         self._outcomes: list[str] = []
@@ -233,7 +278,8 @@ class Journey:
         finally:
             power.plan = None
         if not self._broken and self._known is not None:
-            self._known.add(self._passed)
+            for state, rested, operations in self._passed:
+                self._known.add(state, GoodEnd(tuple(self._outcomes[rested:]), self._operations - operations))
         return Verdict(tuple(self._broken), tuple(self._outcomes), self._boots, self._cuts)
 
     # --- one boot and what it starts ----------------------------------------------------------------------------------
@@ -349,6 +395,7 @@ class Journey:
             and running.start - operation.length < operation.address < running.start + running.size
         ):
             self._break(Promise.UNTOUCHED, f"{operation.kind.value} at {operation.address:#x} in the running slot")
+        self._operations += 1
         if self._record is not None:
             moment = Moment(self._position, operation, save(self._device), booting=running is None)
             self._record(moment)
@@ -363,26 +410,23 @@ class Journey:
 
     def _milestone(self, name: str) -> None:
         assert self._boot is not None
-        if self._known is not None and self._plan is None:
-            self._prove((Position(self._position.stage), (self._boot.slot, name)), remember=self._remember_milestones)
+        if self._known is not None:
+            where = (Position(self._position.stage), (self._boot.slot, name))
+            self._prove(where, remember=self._remember_milestones)
 
     def _prove(self, where: tuple[object, ...], *, remember: bool = True) -> None:
-        if self._known is None or self._plan is not None or self._broken:
+        """End the life here if it is known how it goes on, and that the next cut is not reached."""
+        if self._known is None or self._broken:
             return
         state = (*where, *fingerprint(self._device))
-        if state in self._known:
+        end = self._known.end_from(state)
+        if end is None:
+            if remember and self._plan is None:
+                self._passed.append((state, len(self._outcomes), self._operations))
+        elif self._plan is None or self._device.power.number + end.operations <= self._plan.operation:
+            self._outcomes += end.outcomes
+            self._operations += end.operations
             raise _Proven
-        if remember:
-            self._passed.append(state)
-
-
-def cut_at(cut: CutMoment) -> PowerPlan:
-    """Return a plan that makes this one cut."""
-
-    def plan(operation: FlashOperation) -> Cut | None:
-        return cut_of(cut.moment, operation.kind) if operation.number == cut.operation else None
-
-    return plan
 
 
 def is_in_a_slot(operation: FlashOperation, regions: Sequence[Region]) -> bool:

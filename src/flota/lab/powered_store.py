@@ -16,6 +16,7 @@ class PoweredStore(NonVolatileStore):
         super().__init__()
         self.name = name
         self._power = power
+        self._digest: tuple[dict[str, Value], int] | None = None
 
     def get(self, key: str) -> Value:
         """Return the value. Raises `PowerCut` without power."""
@@ -48,8 +49,11 @@ class PoweredStore(NonVolatileStore):
 
     def fingerprint(self) -> int:
         """Return the digest of the values."""
-        text = json.dumps(self._values, sort_keys=True)
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest())
+        if self._digest is None or self._digest[0] is not self._values:
+            text = json.dumps(self._values, sort_keys=True)
+            number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest())
+            self._digest = (self._values, number)
+        return self._digest[1]
 
     def leave(self, operation: FlashOperation, cut: Cut) -> None:
         """Become what it was before the operation, or what it is after it."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import HTTPConnection
 
+from flota.server.admissions import Admissions
 from flota.server.artifact_cleanup import RecordingGate
 from flota.server.download_tokens import DownloadTokens
+from flota.server.gathered import Gathered
 from flota.server.identity_watch import IdentityWatch
 from flota.server.journal import Journal
 from flota.server.metrics import Metrics
@@ -21,7 +23,8 @@ from flota.server.settings import ServerSettings
 from flota.server.sightings import SightingsWriter
 
 if TYPE_CHECKING:
-    from flota.fleet.storage import Storage
+    from flota.fleet.scope import Scope
+    from flota.fleet.storage import GatewayToken, KnownDevice, Storage, Transaction
     from flota.store.artifacts import ArtifactStore
 
 
@@ -51,9 +54,17 @@ class ServerContext:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     identity_watch: IdentityWatch = field(default_factory=IdentityWatch)
     poll_answers: PollAnswers = field(init=False)
+    known_devices: Gathered[str, KnownDevice] = field(init=False)
+    """By name."""
+    gateways: Gathered[str, GatewayToken] = field(init=False)
+    """By the hex SHA-256 of the secret."""
+    admissions: Admissions = field(init=False)
 
     def __post_init__(self) -> None:
         """Have answers to polls kept as long as this process hears of every change."""
+        self.known_devices = Gathered(self.storage.reading, _known_devices)
+        self.gateways = Gathered(self.storage.reading, _gateways)
+        self.admissions = Admissions(self.storage, now=self.now)
         max_age_s = SHARED_MAX_AGE_S if self.settings.is_database_shared else None
         self.poll_answers = PollAnswers(self.sightings, now=self.now, max_age_s=max_age_s)
         self.storage.on_change(self.poll_answers.forget)
@@ -85,6 +96,15 @@ class ServerContext:
     def is_certificate_proxy(self, request: HTTPConnection) -> bool:
         """Whether the request comes through a proxy that checks client certificates."""
         return is_from(request.scope, self.settings.certificate_proxies)
+
+
+async def _known_devices(transaction: Transaction, scope: Scope, names: Sequence[str]) -> Mapping[str, KnownDevice]:
+    return await transaction.known_devices(scope, names)
+
+
+async def _gateways(transaction: Transaction, scope: Scope, digests: Sequence[str]) -> Mapping[str, GatewayToken]:
+    found = {digest: await transaction.gateway_token_by_digest(scope, digest) for digest in digests}
+    return {digest: gateway for digest, gateway in found.items() if gateway is not None}
 
 
 def make_context(

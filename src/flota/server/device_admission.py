@@ -16,16 +16,12 @@ from flota.errors import Conflict, Forbidden, NotFound, TooManyRequests, Unauthe
 from flota.fleet.devices import Device, DeviceState, DeviceType, IdentityConflict, UnknownDevices
 from flota.fleet.scope import Scope
 from flota.fleet.storage import DeviceCredentials, DeviceFilter, NewDevice, Transaction
+from flota.server.admissions import FULL_RETRY_AFTER_S, PENDING_MAX
 from flota.server.auth import digest_of_secret
 from flota.server.device_registry import builtin_type, device_type_or_builtin
 
 if TYPE_CHECKING:
     from flota.server.context import ServerContext
-
-PENDING_MAX: Final = 10_000
-"""Devices of one tenant that wait to be accepted; beyond them strangers are turned away until someone decides."""
-
-FULL_RETRY_AFTER_S: Final = 3600
 
 CONFLICTS_REMEMBERED: Final = 1000
 """Pairs of device and foreign trait that this process has put into the audit trail already."""
@@ -160,10 +156,10 @@ async def device_by_token(context: ServerContext, scope: Scope, name: str, token
 
     While a token is rotated the one before is right too; using the new one ends that.
     """
-    async with context.storage.reading() as transaction:
-        stored = await transaction.device_credentials(scope, name)
-        shown = token_shown(stored, digest_of_secret(token), now=context.now())
-        device = None if shown is None else await transaction.find_device(scope, name)
+    known = await context.known_devices.get(scope, name)
+    stored = DeviceCredentials(None) if known is None else known.credentials
+    shown = token_shown(stored, digest_of_secret(token), now=context.now())
+    device = None if known is None or shown is None else known.device
     if device is not None and shown is ShownToken.PRESENT and stored.previous_sha256 is not None:
         async with context.storage.transaction() as writing:
             await writing.forget_previous_token(Scope(scope.tenant_id, f"device:{name}"), name, now=context.now())

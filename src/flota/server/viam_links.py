@@ -1,4 +1,4 @@
-"""Links for Viam's micro-RDK: who may get one, what is in it, and which address of this server a device can use.
+"""Links for Viam's micro-RDK: who may get one, and what is in it.
 
 A link is an URL with a token in its query. The token of a device's link is `d.<tenant>.<execution>.<device>.<mac>` and
 is good while that execution is open; that of a shared link is `s.<tenant>.<release>.<mac>`, good while the release is
@@ -8,34 +8,31 @@ Source: docs/reference/viam.md, "Links".
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
-
-import msgspec
 
 from flota.boards.fit import slots_of
 from flota.boards.model import Route
 from flota.errors import InvalidInput, NotFound, Refused
 from flota.fleet.executions import OPEN_STATES, Execution
 from flota.fleet.releases import Release, ReleaseState
+from flota.fleet.rollouts import RolloutState, WaveState
 from flota.fleet.storage import DeviceFilter
 from flota.images.model import ImageFormat
 from flota.protocols.viam import (
     IMAGE_MIN_BYTES,
     ServiceConfig,
-    check_offered_url,
     check_version,
     pack_service_config,
 )
 from flota.server.catalogue import find_release
 from flota.server.device_registry import profile_of
 from flota.server.rollout_desk import find_rollout, list_all
-from flota.server.settings import PORT_MAX, ServerSettings
 from flota.server.updates import is_expired
+from flota.server.viam_addresses import LINK_PATH, choose_base
 
 if TYPE_CHECKING:
     from flota.fleet.devices import DeviceType
@@ -44,14 +41,20 @@ if TYPE_CHECKING:
     from flota.fleet.storage import Transaction
     from flota.server.context import ServerContext
 
-LINK_PATH: Final = "/viam/image.bin"
 TOKEN_MAX_LEN: Final = 96
 LISTED_MAX: Final = 1_000_000
 
 _PURPOSE: Final = b"flota viam link v1"
 _DEVICE_LINK: Final = "d"
 _SHARED_LINK: Final = "s"
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+WAVE_LOOKS: Final = 50
+WAVE_LOOK_S: Final = 0.1
+"""How often, and after which pause, is looked whether a rollout's first wave is open."""
+
+
+class _NotYetOpen(Refused):
+    """The rollout is active and none of its waves was opened yet."""
 
 
 class NoSuchLink(NotFound):
@@ -103,9 +106,6 @@ def _fields(grant: Grant) -> tuple[str, ...]:
     return (_SHARED_LINK, str(grant.tenant_id), str(grant.release_id))
 
 
-# ------------------------------------------------------------------------------------------------- configurations
-
-
 @dataclass(frozen=True, slots=True)
 class LinksWanted:
     """Which configurations an operator wants: a release (shared, or for `device`), or all devices of a `rollout`.
@@ -146,11 +146,21 @@ NO_STATUS: Final = "a shared link: no per-device status, and no outcome can be c
 
 
 async def make_links(context: ServerContext, scope: Scope, wanted: LinksWanted) -> ServiceLinks:
-    """Return the configurations wanted; each is noted in the audit trail.
+    """Return the configurations wanted; that they were made is noted in the audit trail.
 
+    For a rollout that was made a moment ago it waits until the engine has opened its first wave.
     Raises `Refused` for a release that these devices cannot take, one that is not published, and a device without an
     open execution of it; `UnusableUrl` and `ConfigError` for what a device would not understand.
     """
+    for _ in range(WAVE_LOOKS - 1):
+        try:
+            return await _make_links(context, scope, wanted)
+        except _NotYetOpen:
+            await asyncio.sleep(WAVE_LOOK_S)
+    return await _make_links(context, scope, wanted)
+
+
+async def _make_links(context: ServerContext, scope: Scope, wanted: LinksWanted) -> ServiceLinks:
     base, warnings = choose_base(context.settings, asked_at=wanted.asked_at, base_url=wanted.base_url)
     async with context.storage.transaction() as transaction:
         if wanted.rollout is not None:
@@ -243,7 +253,8 @@ async def _links_of_rollout(
     chosen = [one for one in executions if device is None or one.device_name == device]
     if not chosen:
         who = f"device {device}" if device is not None else "no device"
-        raise Refused(
+        refusal = _NotYetOpen if _is_about_to_open(rollout) else Refused
+        raise refusal(
             f"{who} has {'no ' if device is not None else 'an '}open execution in rollout {rollout.name}",
             found=f"rollout {rollout.state}",
             hint=f"See `flota rollout show {rollout.id}`; executions exist once their wave is open.",
@@ -265,12 +276,18 @@ async def _link_of_device(
             rollout = await transaction.rollout(scope, execution.rollout_id)
             return _personal(context, scope, execution, release, base, rollout.name, device.labels)
     reference = f"{release.type_name}@{release.version}"
-    raise Refused(
+    of_release = [one for one in await transaction.list_rollouts(scope, open_only=True) if one.release_id == release.id]
+    refusal = _NotYetOpen if any(_is_about_to_open(one) for one in of_release) else Refused
+    raise refusal(
         f"device {name} has no open execution of {reference}",
         expected="one of a rollout",
         found="none",
         hint=f"Make one: flota rollout create --release {reference} --devices {name}",
     )
+
+
+def _is_about_to_open(rollout: Rollout) -> bool:
+    return rollout.state is RolloutState.ACTIVE and all(wave.state is WaveState.WAITING for wave in rollout.waves)
 
 
 def _personal(
@@ -299,98 +316,3 @@ def _shared(context: ServerContext, scope: Scope, release: Release, base: str) -
     url = f"{base}{LINK_PATH}?token={issue_token(context, SharedGrant(scope.tenant_id, release.id))}"
     service = pack_service_config(ServiceConfig(url=url, version=release.version))
     return ServiceLink(service=service, url=url, version=release.version)
-
-
-# ------------------------------------------------------------------------------------------------------ addresses
-
-
-def choose_base(settings: ServerSettings, *, asked_at: str, base_url: str | None) -> tuple[str, tuple[str, ...]]:
-    """Return `scheme://host:port[/path]` for devices, and warnings.
-
-    A device trusts the well-known certificate authorities only, so our own authority's https becomes our http (h2c).
-    Raises `UnusableUrl`, and `Refused` where nothing is left that a device could use.
-    """
-    if base_url is not None:
-        base = _with_port(base_url.rstrip("/"))
-        check_offered_url(base + LINK_PATH)
-        return base, _warnings(base, settings, chosen=True)
-    base = _with_port((settings.public_url or asked_at).rstrip("/"))
-    notes: tuple[str, ...] = ()
-    if is_own_authority(base, settings):
-        base, notes = _plain_instead(base, settings)
-    check_offered_url(base + LINK_PATH)
-    return base, (*notes, *_warnings(base, settings, chosen=False))
-
-
-def is_own_authority(base: str, settings: ServerSettings) -> bool:
-    """Whether devices would meet a certificate of our own authority there, which no micro-RDK knows."""
-    parts = urlsplit(base)
-    if parts.scheme != "https" or settings.https is None or settings.tls_cert is not None:
-        return False
-    return _https_port(settings) in (parts.port, None)
-
-
-def _plain_instead(base: str, settings: ServerSettings) -> tuple[str, tuple[str, ...]]:
-    port = _http_port(settings)
-    if port is None:
-        raise Refused(
-            "a micro-RDK cannot check this server's certificate: it is of our own authority",
-            expected="http, or a certificate of a well-known authority",
-            found=base,
-            hint="Turn --http on, or give --tls-cert and --tls-key, or the address of a proxy with --url.",
-        )
-    host = urlsplit(base).hostname or ""
-    shown = f"[{host}]" if ":" in host else host
-    note = "http instead of https: a micro-RDK does not know the certificate authority of this server"
-    return f"http://{shown}:{port}", (note,)
-
-
-def _with_port(base: str) -> str:
-    """Return the address with its port named: a device takes 443 for one without, even for http."""
-    try:
-        parts = urlsplit(base)
-        port = parts.port
-    except ValueError:
-        return base  # the check that follows says what is wrong
-    if port is not None or parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
-        return base
-    return parts._replace(netloc=f"{parts.netloc.rstrip(':')}:{_DEFAULT_PORTS[parts.scheme]}").geturl()
-
-
-def _warnings(base: str, settings: ServerSettings, *, chosen: bool) -> tuple[str, ...]:
-    found = []
-    host = urlsplit(base).hostname or ""
-    if _is_loopback(host):
-        found.append(
-            f"{host} is this machine only: no device elsewhere can reach it; give --url or start with --public-url"
-        )
-    if chosen and is_own_authority(base, settings):
-        found.append("a micro-RDK will refuse the certificate there: it is of this server's own authority")
-    if base.startswith("http://"):
-        found.append("plain http: whoever is on the way can read and change the image; nobody on the device checks it")
-    return tuple(found)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _http_port(settings: ServerSettings) -> int | None:
-    return None if settings.http is None else settings.http.port or _recorded_port(settings, "http")
-
-
-def _https_port(settings: ServerSettings) -> int | None:
-    return None if settings.https is None else settings.https.port or _recorded_port(settings, "https")
-
-
-def _recorded_port(settings: ServerSettings, scheme: str) -> int | None:
-    """Return the port that was chosen for port 0, from the record of where this server listens."""
-    try:
-        record = msgspec.json.decode(settings.data.server_record.read_bytes(), type=dict[str, object])
-        port = urlsplit(str(record.get(scheme))).port
-    except (OSError, msgspec.DecodeError, ValueError):
-        return None
-    return port if port is not None and 0 < port <= PORT_MAX else None

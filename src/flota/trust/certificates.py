@@ -7,6 +7,7 @@ Source: RFC 5280 4.2 for the extensions; docs/adr/0011-own-certificate-authority
 from __future__ import annotations
 
 import ipaddress
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from flota.errors import InvalidInput
@@ -134,11 +136,18 @@ def pack_key(key: Key) -> bytes:
 
 
 def parse_certificates(pem: bytes) -> list[x509.Certificate]:
-    """Return the certificates of a PEM file, at least one. Raises `InvalidInput`."""
+    """Return the certificates of a PEM file, at least one. Raises `InvalidInput`.
+
+    Refused as well: another version than X.509 v1 or v3, and a serial number that is not positive (RFC 5280 4.1.2.2).
+    """
     try:
-        return x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
-        raise InvalidInput("not a PEM certificate", found=str(error)[:200]) from error
+        with warnings.catch_warnings():
+            # The library still reads serial numbers below 1, and says on the error output that it soon will not.
+            warnings.simplefilter("error", CryptographyDeprecationWarning)
+            return x509.load_pem_x509_certificates(pem)
+    except (ValueError, x509.InvalidVersion, CryptographyDeprecationWarning) as error:
+        reason = str(error).replace("\n", " ")
+        raise InvalidInput("not a PEM certificate", found=ascii(reason[:200])) from error
 
 
 def parse_key(pem: bytes) -> Key:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from flota.errors import InvalidInput, Refused
-from flota.trust.certificates import BACKDATED, COMMON_NAME_MAX_LEN
+from flota.trust.certificates import BACKDATED, COMMON_NAME_MAX_LEN, parse_certificates
 from flota.trust.keys import PrivateKey, load_private_key
 
 CHAIN_MAX_LEN: Final = 4
@@ -167,8 +167,8 @@ def parse_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
             found=f"{len(pem)} bytes",
         )
     try:
-        return tuple(x509.load_pem_x509_certificates(pem))
-    except ValueError as error:
+        return tuple(parse_certificates(pem))
+    except InvalidInput as error:
         raise BadCertificate("not a certificate in PEM", expected="-----BEGIN CERTIFICATE-----") from error
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 
-from flota.images.esp_nvs import NvsMissing, read_string
+from flota.images.esp_nvs import read_string
+from flota.images.esp_nvs_format import NvsMissing
 from flota.images.esp_nvs_writing import ErasePage, FlashOperation, plan_string_write
 from flota.virtual.flash import NorFlash
 

@@ -15,7 +15,8 @@ from flota.errors import FlotaError, TooManyRequests
 from flota.server.api.artifacts import DeliveryOutcome, send_artifact
 from flota.server.device_rates import DeviceRates
 from flota.server.problems import status_of
-from flota.server.viam_links import LINK_PATH, DeviceGrant, Grant, read_token
+from flota.server.viam_addresses import LINK_PATH
+from flota.server.viam_links import DeviceGrant, Grant, read_token
 from flota.server.viam_updates import LinkOver, NotNow, ViamUpdates
 
 if TYPE_CHECKING:

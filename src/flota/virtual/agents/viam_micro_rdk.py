@@ -15,7 +15,7 @@ from typing import Final
 
 from flota.errors import FlotaError
 from flota.images.esp_desc import APP_DESC_FILE_OFFSET, has_app_desc, parse_app_desc
-from flota.images.esp_nvs import NvsError
+from flota.images.esp_nvs_format import NvsError
 from flota.protocols.peer_text import clean_text
 from flota.protocols.viam import (
     CHUNK_TIMEOUT_S,

@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from flota.errors import Conflict, FlotaError, Forbidden, NotFound, TooManyRequests, Unauthenticated
-from flota.fleet.devices import Device, DeviceState, DeviceType, UnknownDevices
+from flota.errors import FlotaError, NotFound, Unauthenticated
+from flota.fleet.devices import Device, DeviceState
 from flota.fleet.scope import Scope
 from flota.fleet.selectors import parse_selector
-from flota.fleet.storage import DeviceFilter, GatewayToken, NewDevice, Transaction
+from flota.fleet.storage import GatewayToken
 from flota.protocols.ddi import GATEWAY_TOKEN, TARGET_TOKEN, parse_authorization
 from flota.server.auth import digest_of_secret
-from flota.server.device_admission import FULL_RETRY_AFTER_S, PENDING_MAX, device_by_token
-from flota.server.device_registry import device_type_or_builtin, parse_device_name
+from flota.server.device_admission import device_by_token
+from flota.server.device_registry import parse_device_name
 from flota.server.updates import device_scope, tenant_scope
 
 if TYPE_CHECKING:
@@ -99,16 +99,31 @@ class DdiAuthentication:
 
     async def _by_gateway(self, scope: Scope, name: str, secret: str) -> tuple[Device, str] | None:
         now = self._context.now()
-        async with self._context.storage.reading() as transaction:
-            gateway = await transaction.gateway_token_by_digest(scope, digest_of_secret(secret))
-            if gateway is None or (gateway.expires_at is not None and gateway.expires_at <= now):
-                return None
-            device = await transaction.find_device(scope, name)
-            if not await _covers(transaction, scope, gateway, name, device):
-                return None
+        gateway = await self._context.gateways.get(scope, digest_of_secret(secret))
+        if gateway is None or (gateway.expires_at is not None and gateway.expires_at <= now):
+            return None
+        known = await self._context.known_devices.get(scope, name)
+        device = None if known is None else known.device
+        if not await self._covers(scope, gateway, name, device):
+            return None
         if device is None and gateway.type_name is not None:
             device = await self._admit(scope, name, gateway.type_name, f"gateway:{gateway.name}")
         return None if device is None else (device, f"gateway:{gateway.name}")
+
+    async def _covers(self, scope: Scope, gateway: GatewayToken, name: str, device: Device | None) -> bool:
+        """Whether a gateway's token stands for a device: one that it lists, that its selector picks now, or any."""
+        if gateway.all_devices:
+            return True
+        if gateway.selector is None:
+            async with self._context.storage.reading() as transaction:
+                return await transaction.gateway_token_lists(scope, gateway.id, name)
+        if device is None:
+            return False
+        picked = parse_selector(gateway.selector).device_filter()
+        if picked.names is not None and name not in picked.names:
+            return False
+        async with self._context.storage.reading() as transaction:
+            return bool(await transaction.count_devices(scope, replace(picked, names=(name,))))
 
     async def _by_certificate(
         self, scope: Scope, tenant: str, name: str, request: Request
@@ -131,41 +146,10 @@ class DdiAuthentication:
             parse_device_name(name)
         except FlotaError:
             return None
-        scope, now = Scope(scope.tenant_id, by), self._context.now()
         try:
-            async with self._context.storage.transaction() as transaction:
-                device_type = await device_type_or_builtin(transaction, scope, type_name, now)
-                if device_type.unknown_devices is UnknownDevices.REFUSE:
-                    raise Forbidden("unknown devices of this type are refused")
-                if await transaction.count_devices(scope, DeviceFilter(state=DeviceState.PENDING)) >= PENDING_MAX:
-                    raise TooManyRequests("too many devices wait to be accepted", retry_after_s=FULL_RETRY_AFTER_S)
-                return await transaction.add_device(scope, _newcomer(name, device_type), now=now)
-        except Conflict:  # its own second request was faster
-            async with self._context.storage.reading() as transaction:
-                return await transaction.find_device(scope, name)
+            return await self._context.admissions.admit(Scope(scope.tenant_id, by), name, type_name)
         except NotFound:  # the type is gone
             return None
-
-
-def _newcomer(name: str, device_type: DeviceType) -> NewDevice:
-    accepted = device_type.unknown_devices is UnknownDevices.ACCEPT
-    return NewDevice(name, device_type.name, DeviceState.ACCEPTED if accepted else DeviceState.PENDING)
-
-
-async def _covers(
-    transaction: Transaction, scope: Scope, gateway: GatewayToken, name: str, device: Device | None
-) -> bool:
-    """Whether a gateway's token stands for a device: one that it lists, that its selector picks now, or any."""
-    if gateway.all_devices:
-        return True
-    if gateway.selector is None:
-        return await transaction.gateway_token_lists(scope, gateway.id, name)
-    if device is None:
-        return False
-    picked = parse_selector(gateway.selector).device_filter()
-    if picked.names is not None and name not in picked.names:
-        return False
-    return bool(await transaction.count_devices(scope, replace(picked, names=(name,))))
 
 
 def _authorities(request: Request) -> Iterator[str]:

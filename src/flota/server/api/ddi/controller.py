@@ -29,6 +29,7 @@ from flota.server.api.ddi.answers import NotCancelable, done, is_cbor, json_answ
 from flota.server.api.ddi.authentication import ROUTE, DdiAuthentication
 from flota.server.api.ddi.caller import Caller, Handler, read_body
 from flota.server.api.ddi.confirmations import Confirmations
+from flota.server.api.ddi.description import description_routes
 from flota.server.api.ddi.files import Files
 from flota.server.api.ddi.poll import Polls
 from flota.server.api.ddi.rendering import deployment_of, history_wanted
@@ -84,9 +85,8 @@ def routes(context: ServerContext) -> list[BaseRoute]:
         ("/installedBase/{action_id}", _READ, actions.get_installed),
         ("/softwaremodules/{module_id}/artifacts", _READ, files.list_artifacts),
     ]
-    made: list[BaseRoute] = [
-        Route(BASE + path, endpoint.of(handler), methods=methods) for path, methods, handler in handlers
-    ]
+    made = description_routes()
+    made += [Route(BASE + path, endpoint.of(handler), methods=methods) for path, methods, handler in handlers]
     # parts come in bursts, and each is bounded by the file
     download = endpoint.of(files.download, limited=False)
     made.append(Route(BASE + "/softwaremodules/{module_id}/artifacts/{filename}", download, methods=_READ))

@@ -1,0 +1,153 @@
+"""One line says how a promise was broken, and is all that is needed to see it again.
+
+    flota-cuts-1 board=esp32 agent=micro-rdk rollback=off image=65536 scenario=two-updates cuts=12:half,3:before
+
+`cuts` are made one after another, each counted from the power-on before it; `every` is made at each power-on, fifty
+times. A replay makes real cuts: the power goes inside the operation and the code dies there, without any snapshot.
+
+Source: docs/reference/power-cuts.md, "Reproducers".
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from flota.errors import InvalidInput
+from flota.lab.cut_moments import CutMoment, parse_moment
+from flota.lab.cut_scenarios import scenario_named
+from flota.lab.esp_sweep_device import EspSweepDevice, SweepAgent, geometry_for
+from flota.lab.power_cuts import CUT_BOOTS_MAX, AimedPlan, Journey, PlannedCut, Verdict
+from flota.virtual.boot.esp_idf import BootBuild
+
+LINE_START: Final = "flota-cuts-1"
+LINE_MAX_CHARS: Final = 4096
+CUTS_MAX: Final = 64
+OWN_TABLE: Final = "full"
+"""In place of an image size: the board's own partition table, its slots filled."""
+
+_ROLLBACK: Final = {"off": BootBuild.PLAIN, "on": BootBuild.ROLLBACK, "anti": BootBuild.ANTI_ROLLBACK}
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSubject:
+    """What is swept: a board with an agent and a build of its boot loader, image size in bytes, and the scenario.
+
+    `image_size` None = the board's own partition table, its slots filled.
+    """
+
+    board: str
+    agent: SweepAgent
+    build: BootBuild
+    image_size: int | None
+    scenario: str
+
+    def device(self) -> EspSweepDevice:
+        """Return a new device, as it leaves the factory. Raises `NotFound` or `InvalidInput`."""
+        return EspSweepDevice(
+            geometry_for(self.board, self.image_size),
+            scenario_named(self.scenario),
+            agent=self.agent,
+            build=self.build,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reproducer:
+    """A life with cuts: `cuts` one after another, or the first of them at `every` power-on."""
+
+    subject: SweepSubject
+    cuts: tuple[CutMoment, ...]
+    every: bool = False
+
+    def __str__(self) -> str:
+        """Return the line."""
+        subject = self.subject
+        size = OWN_TABLE if subject.image_size is None else subject.image_size
+        cuts = f"every={self.cuts[0]}" if self.every else f"cuts={','.join(str(cut) for cut in self.cuts)}"
+        return (
+            f"{LINE_START} board={subject.board} agent={subject.agent.value} rollback={rollback_word(subject.build)}"
+            f" image={size} scenario={subject.scenario} {cuts}"
+        )
+
+
+def rollback_word(build: BootBuild) -> str:
+    """Return `off`, `on` or `anti`."""
+    return next(word for word, known in _ROLLBACK.items() if known is build)
+
+
+def build_of(word: str) -> BootBuild:
+    """Return the build that a word of `--rollback` means. Raises `InvalidInput`."""
+    if word not in _ROLLBACK:
+        raise InvalidInput("not a kind of rollback", expected=", ".join(_ROLLBACK), found=repr(word[:40]))
+    return _ROLLBACK[word]
+
+
+def parse_line(line: str) -> Reproducer:
+    """Return the reproducer written in `line`. Raises `InvalidInput` for anything that is none."""
+    words = line[: LINE_MAX_CHARS + 1].split()
+    if len(line) > LINE_MAX_CHARS or not words or words[0] != LINE_START:
+        raise InvalidInput("not a reproducer line", expected=f"{LINE_START} board=… cuts=…", found=repr(line[:60]))
+    fields: dict[str, str] = {}
+    for word in words[1:]:
+        name, equals, value = word.partition("=")
+        if not equals or not value or name in fields:
+            raise InvalidInput("not a field of a reproducer line", expected="name=value, once", found=repr(word[:60]))
+        fields[name] = value
+    wanted = {"board", "agent", "rollback", "image", "scenario"}
+    how = set(fields) - wanted
+    if not wanted <= set(fields) or len(how) != 1 or not how <= {"cuts", "every"}:
+        expected = f"{', '.join(sorted(wanted))} and cuts or every"
+        raise InvalidInput("the fields of the reproducer line are wrong", expected=expected, found=", ".join(fields))
+    every = how == {"every"}
+    cuts = tuple(parse_moment(text) for text in fields[how.pop()].split(","))
+    if len(cuts) > (1 if every else CUTS_MAX):
+        raise InvalidInput("too many cuts", expected=1 if every else CUTS_MAX, found=len(cuts))
+    subject = SweepSubject(
+        fields["board"], _agent(fields["agent"]), build_of(fields["rollback"]), _size(fields["image"]), fields["scenario"]
+    )
+    return Reproducer(subject, cuts, every)
+
+
+def replay(reproducer: Reproducer, tell: Callable[[str], None] | None = None) -> Verdict:
+    """Live the life once more, with real cuts, and return how it ended; `tell` hears of every boot and cut.
+
+    Raises `InvalidInput` or `NotFound` for a device, scenario or moment that there is not.
+    """
+    device = reproducer.subject.device()
+    plans: Iterable[AimedPlan] = [PlannedCut(cut) for cut in reproducer.cuts]
+    if reproducer.every:
+        plans = itertools.repeat(PlannedCut(reproducer.cuts[0], lenient=True), CUT_BOOTS_MAX)
+    return Journey(device, device.oracle(), plans=plans, tell=tell).run()
+
+
+def minimised(reproducer: Reproducer, verdict: Verdict) -> Reproducer:
+    """Return a reproducer with as few cuts as break the same promise; the same one if it has one already."""
+    promises = {broken.promise for broken in verdict.broken}
+    shortest = reproducer
+    position = 0
+    while not shortest.every and len(shortest.cuts) > 1 and position < len(shortest.cuts):
+        shorter = replace(shortest, cuts=shortest.cuts[:position] + shortest.cuts[position + 1 :])
+        if promises & {broken.promise for broken in replay(shorter).broken}:
+            shortest = shorter
+        else:
+            position += 1
+    return shortest
+
+
+def _agent(word: str) -> SweepAgent:
+    try:
+        return SweepAgent(word)
+    except ValueError:
+        names = ", ".join(agent.value for agent in SweepAgent)
+        raise InvalidInput("no such agent in sweeps", expected=names, found=repr(word[:40])) from None
+
+
+def _size(word: str) -> int | None:
+    if word == OWN_TABLE:
+        return None
+    if not word.isdecimal() or len(word) > 9:
+        raise InvalidInput("not an image size", expected=f"bytes, or {OWN_TABLE}", found=repr(word[:40]))
+    return int(word)
