@@ -64,3 +64,11 @@ def test_any_text_is_a_selector_or_our_error(text: str) -> None:
         return
     assert selector.text
     selector.device_filter()
+
+
+@pytest.mark.parametrize("name", ["na\udc80me", "\u202ename", "x" * 5000])
+def test_a_name_given_twice_is_shown_on_one_printable_line_however_it_is_written(name: str) -> None:
+    with pytest.raises(InvalidInput, match="given twice") as refused:
+        parse_selector(f"{name}=a {name}=b")
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 200

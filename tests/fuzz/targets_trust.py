@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, utils
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from flota.images.esp_secure_boot import public_key_digest
 from flota.trust.canonical_json import parse_strict
 from flota.trust.certificates import Key, pack_certificates, pack_key, parse_certificates, parse_key
 from flota.trust.code_signing import check_chain, parse_chain
@@ -171,6 +172,7 @@ TARGETS: tuple[Target, ...] = (
     target(accept_rotation, rotations, read=rotation_applied),
     target(PublicKey.from_pem, public_keys),
     target(load_public_key, public_keys),
+    target(public_key_digest, public_keys),
     target(FilePublicKey.from_pem, public_keys),
     target(FilePublicKey.check, file_signatures, read=file_signature),
     target(ImagePublicKey.from_pem, public_keys),

@@ -184,3 +184,8 @@ def test_the_body_has_to_start_like_an_app_image_and_match_the_md5() -> None:
 def test_any_answer_is_read(status: int, headers: list[tuple[str, str]]) -> None:
     head = parse_answer_head(status, [*headers, ("content-length", headers[0][1] if headers else "x")])
     judge_answer(head, free_space=1 << 20)
+
+
+@pytest.mark.parametrize("space", ["\x1c", "\x1f", "\x85", "\xa0", " ", "\t"])
+def test_white_space_that_numbers_do_not_know_around_a_length_is_no_traceback(space: str) -> None:
+    assert parse_answer_head(200, [("Content-Length", f"{space}900000{space}")]).content_length == 900000

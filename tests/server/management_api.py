@@ -98,9 +98,9 @@ class Api:
 
 
 @contextlib.asynccontextmanager
-async def an_api(directory: Path) -> AsyncIterator[Api]:
-    """Give the API of one tenant with a token of each role."""
-    async with a_context(directory) as context:
+async def an_api(directory: Path, database_url: str | None = None) -> AsyncIterator[Api]:
+    """Give the API of one tenant with a token of each role, over SQLite unless another database is named."""
+    async with a_context(directory, database_url) as context:
         secrets = {role: new_secret() for role in Role}
         scope = await a_scope(context)
         async with context.storage.transaction() as transaction:

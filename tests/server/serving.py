@@ -47,10 +47,10 @@ def url_of(listener: Listener, path: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def a_context(directory: Path) -> AsyncIterator[ServerContext]:
-    """Give a context over a real database and a real artifact store, with one tenant."""
+async def a_context(directory: Path, database_url: str | None = None) -> AsyncIterator[ServerContext]:
+    """Give a context over a real database (SQLite unless another is named), a real artifact store, and one tenant."""
     data = DataDirectory(directory)
-    settings = ServerSettings(data=data, http=LOOPBACK)
+    settings = ServerSettings(data=data, http=LOOPBACK, database_url=database_url)
     async with await Database.open(settings.effective_database_url) as database:
         data.artifacts.mkdir(exist_ok=True)
         context = make_context(settings, database, ArtifactStore(data.artifacts), download_key=bytes(32))

@@ -11,6 +11,7 @@ from typing import Final
 from flota.boards.model import Slot, TypeProfile, Unfit, VersionFrom
 from flota.images.esp_idf_version import is_older_release
 from flota.images.esp_partitions import PartitionTable, parse_csv, parse_table
+from flota.images.esp_secure_boot import signature_offset
 from flota.images.model import ImageFormat, Inspection
 from flota.versions import version_order
 
@@ -268,12 +269,13 @@ def _signature(profile: TypeProfile, inspection: Inspection) -> Iterator[Unfit]:
     keys = profile.secure_boot_keys
     if not keys or keys.intersection(inspection.signed_with):
         return
+    offset = signature_offset(inspection.image_size)
     expected = f"a signature by {', '.join(sorted(keys))}"
     if any(region.kind == "signature" for region in inspection.regions):
         yield Unfit(
             "untrusted-key",
             "no signature that holds is of a key in the efuses of the type's devices",
-            inspection.image_size,
+            offset,
             expected,
             ", ".join(inspection.signed_with) or "none that holds",
             "Sign it with one of the keys that the devices trust: espsecure sign-data --version 2.",
@@ -282,7 +284,7 @@ def _signature(profile: TypeProfile, inspection: Inspection) -> Iterator[Unfit]:
         yield Unfit(
             "not-signed",
             "the type's devices start only signed images",
-            inspection.image_size,
+            offset,
             expected,
             "no signature",
             "Sign it with espsecure sign-data --version 2.",

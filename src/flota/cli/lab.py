@@ -88,6 +88,11 @@ def run(
             help="A micro-RDK's machine configuration, looked at every 10 s: stands for Viam's cloud.",
         ),
     ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option("--listen", metavar="H:P", help="amebad: where it takes a push; default 127.0.0.1:8082."),
+    ] = None,
+    announce: Annotated[bool, typer.Option("--announce/--no-announce", help="amebad: announce itself by mDNS.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Run a virtual device until Ctrl-C. Killing the process is a power cut; start it again and it boots.
@@ -96,6 +101,8 @@ def run(
         flota lab run esp32-c3 --name pump-1 --state ./pump-1 --server http://127.0.0.1:8080 --speed 20
 
         flota lab run esp32 --name rover-1 --state ./rover-1 --viam-config rover-1.json --speed 20
+
+        flota lab run amebad --name lamp-1 --state ./lamp-1 --listen 127.0.0.1:8082
     """
     from flota.lab.fleet import DeviceSpec, Dialect
     from flota.virtual.agents.esp_https_ota import FetchMode
@@ -122,6 +129,8 @@ def run(
         mac=_checked_mac(mac),
         hardware_revision=hardware_revision,
         viam_config=viam_config,
+        push=None if listen is None else _push_settings(listen),
+        announce=announce,
     )
     _run(spec, as_json=as_json)
 
@@ -266,6 +275,14 @@ def _choice(kind: Any, text: str, option: str) -> Any:
     except ValueError:
         names = ", ".join(member.value for member in kind)
         raise typer.BadParameter(f"{text!r} is not one of {names}", param_hint=option) from None
+
+
+def _push_settings(text: str) -> Any:
+    from flota.cli.push import parse_target
+    from flota.virtual.agents.ameba_push import PushSettings
+
+    host, port = parse_target(text)
+    return PushSettings(host=host) if port is None else PushSettings(host=host, port=port)
 
 
 def _address(text: str) -> int:

@@ -287,7 +287,7 @@ def sbom(
     if as_json:
         echo_json({**shown.as_dict(), "path": str(output) if output else None})
     else:
-        echo(f"{output}  {shown.title}, {shown.component_count} components, {shown.size} bytes")
+        echo(f"{output}  {shown.summary}, {shown.size} bytes")
 
 
 def _show(one: Release, as_json: bool) -> None:
@@ -305,7 +305,7 @@ def _show(one: Release, as_json: bool) -> None:
     ]
     if one.sbom is not None:
         rows += [
-            ("sbom", f"{one.sbom.filename}, {one.sbom.title}, {one.sbom.component_count} components"),
+            ("sbom", f"{one.sbom.filename}, {one.sbom.summary}"),
             ("sbom sha256", one.sbom.sha256),
         ]
     rows += [("signed by", f"{signature.key_id} ({signature.algorithm})") for signature in one.signatures]

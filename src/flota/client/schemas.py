@@ -108,9 +108,11 @@ class Sbom(Answer, frozen=True, kw_only=True):
     filename: str
 
     @property
-    def title(self) -> str:
-        """The format and its version as people write them."""
-        return f"{SBOM_FORMATS.get(self.format, self.format)} {self.spec_version}"
+    def summary(self) -> str:
+        """Format, version and number of components as people write them."""
+        plural = "" if self.component_count == 1 else "s"
+        name = SBOM_FORMATS.get(self.format, self.format)
+        return f"{name} {self.spec_version}, {self.component_count} component{plural}"
 
 
 class Release(Answer, frozen=True, kw_only=True):

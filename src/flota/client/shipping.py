@@ -82,7 +82,7 @@ def read_sbom_file(path: Path) -> bytes:
 
 def describe_sbom(sbom: Sbom) -> str:
     """Return the line that tells which SBOM a release has."""
-    return f"sbom       {sbom.title}, {sbom.component_count} components, {sbom.sha256[:16]}…"
+    return f"sbom       {sbom.summary}, {sbom.sha256[:16]}…"
 
 
 def digests_of_file(path: Path) -> FileDigests:

@@ -81,7 +81,7 @@ def parse_selector(text: str) -> Selector:
         if not equals or not value:
             raise InvalidInput("a condition cannot be read", expected="KEY=VALUE", found=repr(word[:80]), hint=_HINT)
         if key in conditions:
-            raise InvalidInput("a condition is given twice", found=key)
+            raise InvalidInput("a condition is given twice", found=repr(key[:80]))
         conditions[key] = value
     return _selector_of(text.strip(), conditions)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 
@@ -255,7 +255,7 @@ def public_key_digest(pem: str | bytes) -> str:
         )
     try:
         key = serialization.load_pem_public_key(text)
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, InternalError):
         raise BadPublicKey("not a public key in PEM form") from None
     return hashlib.sha256(_key_bytes(key)).hexdigest()
 

@@ -101,15 +101,11 @@ def esp_offers(scenario: Scenario, chip: str, size: int, *, secure_versions: boo
         if damaged:
             middle = len(data) // 2
             data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
-        known = released(
-            version, data, bootable=not damaged, lasts=behaviour is None, secure_version=raised
-        )
+        known = released(version, data, bootable=not damaged, lasts=behaviour is None, secure_version=raised)
         offers.append(Offer(known, version, data))
     return tuple(offers)
 
 
-def released(
-    name: str, data: bytes, *, bootable: bool = True, lasts: bool = True, secure_version: int = 0
-) -> Released:
+def released(name: str, data: bytes, *, bootable: bool = True, lasts: bool = True, secure_version: int = 0) -> Released:
     """Return how the oracle knows a file."""
     return Released(name, hashlib.sha256(data).hexdigest(), len(data), bootable, lasts, secure_version)

@@ -121,9 +121,7 @@ class EspSweepDevice:
         self._build = build
         self._image_size = geometry.image_size
         board = geometry.board
-        self._flash = SweptFlash(
-            board.flash_size, sector_size=board.sector_size, write_alignment=board.write_alignment
-        )
+        self._flash = SweptFlash(board.flash_size, sector_size=board.sector_size, write_alignment=board.write_alignment)
         self.power = self._flash.power
         self._store = PoweredStore("store", self.power)
         self._fuses = PoweredStore("fuses", self.power)

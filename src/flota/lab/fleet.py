@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import ipaddress
 import random
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,14 +18,19 @@ from urllib.parse import quote, urlencode, urlsplit
 import httpx
 
 from flota.boards.catalogue import board as board_named
+from flota.boards.model import Route
 from flota.errors import InvalidInput
 from flota.images.esp_partitions import PartitionTable
 from flota.lab.programmer import prepare_blank
 from flota.lab.state_directory import StateDirectory
+from flota.protocols.ameba_push import ARDUINO as AMEBA_ARDUINO
+from flota.protocols.arduino_mdns import AMEBA_STOCK_SRV_PORT, ameba_txt
 from flota.protocols.ddi import DEFAULT_TENANT, DdiAddresses
 from flota.protocols.viam import POLL_PERIOD_S
 from flota.transports.http import http_client, tls_context
+from flota.transports.mdns import announced, own_addresses
 from flota.trust.trust_file import TrustedSigners
+from flota.virtual.agents.ameba_push import AmebaPushAgent, PushSettings, silent
 from flota.virtual.agents.ddi import DdiAgent, DdiSettings
 from flota.virtual.agents.ddi_link import DdiLink
 from flota.virtual.agents.esp_https_ota import TIME_OUT_S, USER_AGENT, EspHttpsOtaAgent, FetchMode
@@ -32,7 +39,7 @@ from flota.virtual.agents.viam_config import ConfigAddress, ConfigFile, ConfigSo
 from flota.virtual.agents.viam_link import device_tls
 from flota.virtual.agents.viam_micro_rdk import MicroRdkAgent
 from flota.virtual.boot.esp_idf import BootBuild
-from flota.virtual.device import Agent, Identity, VirtualDevice
+from flota.virtual.device import Agent, AppContext, Identity, VirtualDevice
 from flota.virtual.events import DeviceEvent, Listener
 from flota.virtual.pace import Pace
 
@@ -46,6 +53,8 @@ class Dialect(enum.StrEnum):
     ESP_HTTPS_OTA = "esp-https-ota"
     DDI = "ddi"
     VIAM = "viam"
+    AMEBA_PUSH = "ameba-push"
+    """It waits to be pushed to, and asks nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,7 @@ class DeviceSpec:
     if it is blank, `firmware_version` its version where the file does not tell. `poll_interval_s` is device time
     (scaled by `speed`), None = what dialect or server say.
     `viam_config` is the file or http address of a micro-RDK's machine configuration, in place of Viam's cloud.
+    `push`: where a board that is pushed to listens; `on_listening` hears of host and port at each boot.
     `signers` are the keys that it trusts (DDI only), None = it installs unsigned releases too. `seed` makes its waits
     repeatable.
     """
@@ -80,12 +90,19 @@ class DeviceSpec:
     mac: str | None = None
     hardware_revision: str | None = None
     viam_config: str | None = None
+    push: PushSettings | None = None
+    announce: bool = True
+    """Whether a board that is pushed to announces itself by mDNS."""
+    on_listening: Callable[[str, int], None] | None = None
     seed: int | None = None
 
 
 def default_dialect(board: str) -> Dialect:
     """Return what a board speaks unless told otherwise: HTTPUpdate on ESP chips, DDI elsewhere."""
-    return Dialect.HTTP_UPDATE if board_named(board).chip is not None else Dialect.DDI
+    declared = board_named(board)
+    if Route.AMEBA_PUSH in declared.routes:
+        return Dialect.AMEBA_PUSH
+    return Dialect.HTTP_UPDATE if declared.chip is not None else Dialect.DDI
 
 
 def update_url(spec: DeviceSpec) -> str:
@@ -189,6 +206,15 @@ def _checked_dialect(spec: DeviceSpec) -> Dialect:
             "micro-RDK asks no server of its own",
             hint="Address and token of the image stand in its configuration: leave out --server and --token.",
         )
+    if (dialect is Dialect.AMEBA_PUSH) != (Route.AMEBA_PUSH in board.routes):
+        raise InvalidInput(
+            f"{board.name} does not speak {dialect.value}", hint="flota lab boards shows what it speaks."
+        )
+    if dialect is Dialect.AMEBA_PUSH and (spec.server is not None or spec.token is not None):
+        raise InvalidInput(
+            f"{board.name} asks no server: it waits to be pushed to",
+            hint="Leave out --server and --token; use flota push, or a gateway.",
+        )
     if board.chip is None and dialect is not Dialect.DDI:
         raise InvalidInput(f"{board.name} speaks DDI only", expected=Dialect.DDI.value, found=dialect.value)
     if spec.signers is not None and dialect is not Dialect.DDI:
@@ -202,6 +228,8 @@ def _checked_dialect(spec: DeviceSpec) -> Dialect:
 def _agent(spec: DeviceSpec, dialect: Dialect) -> tuple[Agent | None, httpx.AsyncClient | None]:
     if spec.viam_config is not None:
         return _micro_rdk(spec, spec.viam_config)
+    if dialect is Dialect.AMEBA_PUSH:
+        return _ameba(spec), None
     if spec.server is None:
         return None, None
     board = board_named(spec.board)
@@ -224,6 +252,29 @@ def _agent(spec: DeviceSpec, dialect: Dialect) -> tuple[Agent | None, httpx.Asyn
         hardware_revision=spec.hardware_revision,
     )
     return DdiAgent(DdiLink(client, addresses, spec.token), settings), client
+
+
+def _ameba(spec: DeviceSpec) -> Agent:
+    settings = spec.push or PushSettings()
+    return AmebaPushAgent(
+        settings,
+        announce=announce_ameba if spec.announce else silent,
+        on_listening=spec.on_listening,
+    )
+
+
+def announce_ameba(context: AppContext, host: str, port: int) -> AbstractAsyncContextManager[object]:
+    """Announce the board as the stock sketch does, port 5000 included; its host name ends with its MAC."""
+    identity = context.identity
+    anywhere = ipaddress.ip_address(host).is_unspecified
+    return announced(
+        identity.name,
+        AMEBA_STOCK_SRV_PORT if port == AMEBA_ARDUINO.port else port,
+        ameba_txt(),
+        host=f"ameba-{identity.mac.replace(':', '').lower()}",
+        addresses=own_addresses() if anywhere else (host,),
+        interfaces=None if anywhere else (host,),
+    )
 
 
 def _micro_rdk(spec: DeviceSpec, config: str) -> tuple[Agent, httpx.AsyncClient | None]:

@@ -296,7 +296,15 @@ class Journey:
             return self._power_returns(cut)
         except FlashViolation as violation:
             return self._break(Promise.FLASH_RULES, f"while booting: {violation}")
-        except (FlotaError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        except (
+            FlotaError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            AssertionError,
+        ) as error:
             return self._break(Promise.SOUND, f"the boot loader fell over: {type(error).__name__}: {error}")
         self._judge_boot(boot, self._device.power.number - first_operation)
         if self._broken or boot.slot is None or self._position.stage == len(self._device.offers):
@@ -312,7 +320,15 @@ class Journey:
             return self._power_returns(cut)
         except FlashViolation as violation:
             return self._break(Promise.FLASH_RULES, f"in the app: {violation}")
-        except (FlotaError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        except (
+            FlotaError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            AssertionError,
+        ) as error:
             return self._break(Promise.SOUND, f"the app fell over: {type(error).__name__}: {error}")
         finally:
             self._running = None

@@ -10,6 +10,7 @@ from flota.images.esp_partitions import DEFAULT_TABLE_OFFSET, PartitionTable, pa
 from flota.images.inspection import inspect
 from flota.images.model import ImageFormat
 from flota.lab.state_directory import DeviceRecord, Machine, StateDirectory
+from flota.virtual.ameba_board import AmebaHardware
 from flota.virtual.esp_board import EspHardware
 from flota.virtual.hardware import ImageNote, ImageNotes
 from flota.virtual.nvs import NonVolatileStore
@@ -40,6 +41,8 @@ def flash_file(
     try:
         if isinstance(machine, EspHardware):
             return _flash_esp(machine, nvs, data, address=address, erase=erase, table=table)
+        if isinstance(machine, AmebaHardware):
+            return _flash_ameba(machine, nvs, data, address=address, erase=erase)
         if address is not None:
             raise InvalidInput("this board has files as slots, not addresses", found=f"{address:#x}")
         slot = machine.flash(data)
@@ -66,6 +69,13 @@ def prepare_blank(
         if firmware is not None:
             machine.flash_app(firmware)
             _note(nvs, firmware, version)
+        return True
+    if isinstance(machine, AmebaHardware):
+        if not machine.blank:
+            return False
+        if firmware is not None:
+            machine.flash_app(firmware)
+            _note_ameba(machine, nvs, firmware, version)
         return True
     if machine.record.files:
         return False
@@ -138,6 +148,30 @@ def _flash_esp(
     partition = machine.flash_app(data)
     _note(nvs, data)
     return f"app image, {len(data)} bytes to {partition.label} at {partition.address:#x}, otadata blank"
+
+
+def _flash_ameba(
+    machine: AmebaHardware, nvs: NonVolatileStore, data: bytes, *, address: int | None, erase: bool
+) -> str:
+    """Write as the serial upload does: to OTA1, whatever OTA2 holds; the answer says which slot boots then."""
+    if erase:
+        machine.erase_chip()
+    if address is not None:
+        machine.write_flash(address, data)
+        return f"{len(data)} bytes to {address:#x}"
+    slot = machine.flash_app(data)
+    _note_ameba(machine, nvs, data, None)
+    running = machine.running_slot()
+    told = f"image, {len(data)} bytes to {slot} at {machine.layout.ota1:#x}"
+    if running == slot:
+        return told
+    where = "nothing boots" if running is None else f"{running} is still valid and is what boots"
+    return f"{told}; {where}: erase the flash first (--erase)"
+
+
+def _note_ameba(machine: AmebaHardware, nvs: NonVolatileStore, data: bytes, version: str | None) -> None:
+    image = machine.image_in("ota1")
+    ImageNotes(nvs).add(ImageNote(inspect(data).version or version or "unknown", len(image), digests_of(image).sha256))
 
 
 def _note(nvs: NonVolatileStore, data: bytes, version: str | None = None) -> None:

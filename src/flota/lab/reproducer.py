@@ -106,7 +106,11 @@ def parse_line(line: str) -> Reproducer:
     if len(cuts) > (1 if every else CUTS_MAX):
         raise InvalidInput("too many cuts", expected=1 if every else CUTS_MAX, found=len(cuts))
     subject = SweepSubject(
-        fields["board"], _agent(fields["agent"]), build_of(fields["rollback"]), _size(fields["image"]), fields["scenario"]
+        fields["board"],
+        _agent(fields["agent"]),
+        build_of(fields["rollback"]),
+        _size(fields["image"]),
+        fields["scenario"],
     )
     return Reproducer(subject, cuts, every)
 

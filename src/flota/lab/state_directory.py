@@ -20,6 +20,8 @@ from flota.boards.catalogue import board as board_named
 from flota.boards.model import Board
 from flota.durable_files import write_durably
 from flota.errors import Conflict, InvalidInput, NotFound
+from flota.virtual.ameba_board import AmebaHardware
+from flota.virtual.ameba_board import open_flash as open_ameba_flash
 from flota.virtual.boot.esp_idf import BootBuild
 from flota.virtual.esp_board import EspHardware, open_flash
 from flota.virtual.nvs import NonVolatileStore
@@ -31,8 +33,9 @@ NVS_FILE: Final = "nvs.json"
 FUSES_FILE: Final = "fuses.json"
 LOCK_FILE: Final = "lock"
 TWO_FILES_BOOT: Final = "two-files"
+AMEBA_BOOT: Final = "ameba-signature"
 
-Machine = EspHardware | TwoFileMachine
+Machine = EspHardware | TwoFileMachine | AmebaHardware
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,8 @@ class StateDirectory:
         board: Board = board_named(record.board)
         if board.boot == TWO_FILES_BOOT:
             return TwoFileMachine(self.path, nvs, pace)
+        if board.boot == AMEBA_BOOT:
+            return AmebaHardware(board, open_ameba_flash(self.path, board), nvs=nvs, pace=pace)
         return EspHardware(
             board,
             open_flash(self.path, board),

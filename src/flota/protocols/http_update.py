@@ -289,7 +289,7 @@ def parse_answer_head(status: int, headers: Iterable[tuple[str, str]]) -> Answer
     for name, value in headers:
         lowered = name.lower()
         if lowered == "content-length" and _DECIMAL.match(value.strip()):
-            length = int(value)
+            length = int(value.strip())
         elif lowered == "x-md5" and _MD5_ANY.match(value.strip()):
             md5 = value.strip().lower()
     return AnswerHead(status=status, content_length=length, x_md5=md5)

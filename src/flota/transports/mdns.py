@@ -24,6 +24,7 @@ from zeroconf import (
     RecordUpdateListener,
     ServiceStateChange,
     Zeroconf,
+    get_all_addresses,
 )
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
@@ -193,6 +194,11 @@ async def announced(
         with contextlib.suppress(OSError):
             await zeroconf.async_unregister_all_services()
         await zeroconf.async_close()
+
+
+def own_addresses() -> tuple[str, ...]:
+    """Return this machine's IPv4 addresses on all interfaces."""
+    return tuple(get_all_addresses())
 
 
 def checked_interfaces(interfaces: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.utils import CryptographyDeprecationWarning
@@ -146,7 +146,7 @@ def parse_certificates(pem: bytes) -> list[x509.Certificate]:
             warnings.simplefilter("error", CryptographyDeprecationWarning)
             return x509.load_pem_x509_certificates(pem)
     except (ValueError, x509.InvalidVersion, CryptographyDeprecationWarning) as error:
-        reason = str(error).replace("\n", " ")
+        reason = " ".join(str(error).split())
         raise InvalidInput("not a PEM certificate", found=ascii(reason[:200])) from error
 
 
@@ -154,8 +154,9 @@ def parse_key(pem: bytes) -> Key:
     """Return the P-256 key of a PEM file. Raises `InvalidInput`."""
     try:
         key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise InvalidInput("not an unencrypted PEM key", found=str(error)[:200]) from error
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidInput("not an unencrypted PEM key", found=ascii(reason[:200])) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise InvalidInput("not a key of ours", expected="an elliptic-curve key", found=type(key).__name__)
     return key

@@ -6,7 +6,7 @@ This module is the one place that uses randomness without being handed it: the c
 
 from __future__ import annotations
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
@@ -125,7 +125,7 @@ def load_private_key(pem: bytes, password: bytes | str | None = None) -> object:
                 "the key is not encrypted, but a password was given", hint="Leave the password out."
             ) from error
         raise PasswordNeeded("the key is encrypted", hint="Give --password-prompt or --password-file.") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, InternalError) as error:
         if secret and b"ENCRYPTED" in pem:
             raise WrongPassword("the password does not open the key, or the key file is damaged") from error
         raise BadKey("the key file is damaged") from error

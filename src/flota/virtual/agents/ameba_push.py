@@ -39,8 +39,8 @@ BACKLOG: Final = 10
 RECEIVE_WINDOW_BYTES: Final = 16 * 1024
 """The device reads nothing while it erases: what waits in its stack is small."""
 
-Announce = Callable[[AppContext, int], AbstractAsyncContextManager[None]]
-"""Make the app known on the network, for as long as the context is open; gets the port that takes updates."""
+Announce = Callable[[AppContext, str, int], AbstractAsyncContextManager[object]]
+"""Make the app known on the network, for as long as the context is open; gets the host and port that take updates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class PushSettings:
     receive_limit_s: float = RECEIVE_LIMIT_S
 
 
-def silent(_context: AppContext, _port: int) -> AbstractAsyncContextManager[None]:
+def silent(_context: AppContext, _host: str, _port: int) -> AbstractAsyncContextManager[None]:
     """Announce nothing."""
     return contextlib.nullcontext()
 
@@ -77,7 +77,7 @@ class AmebaPushAgent:
         """Do one update; whatever comes of it, nothing more happens until a reset."""
         with self._listen() as listener:
             port = listener.getsockname()[1]
-            async with self._announce(context, port):
+            async with self._announce(context, self._settings.host, port):
                 self._say(context, "Alloc buffer Init", "Alloc buffer Succeed")
                 self._say(context, "<Arduino>", f"Listening on port {port}.", "Waiting for client ...")
                 if self._on_listening is not None:

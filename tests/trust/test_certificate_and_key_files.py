@@ -1,4 +1,4 @@
-"""Certificate files that the crypto library reads with surprises: each is one of our errors."""
+"""Certificate and key files that the crypto library reads with surprises: each is one of our errors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from flota.errors import InvalidInput
-from flota.trust.certificates import make_root, new_key, parse_certificates
+from flota.trust.certificates import make_root, new_key, parse_certificates, parse_key
 from flota.trust.code_signing import BadCertificate, parse_chain
+from flota.trust.keys import BadKey, load_private_key
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 VERSION_3 = bytes.fromhex("a003020102")
@@ -53,4 +54,19 @@ def test_a_serial_number_that_is_not_positive_is_refused_and_nothing_is_written_
         with pytest.raises(BadCertificate):
             parse_chain(pem)
     assert not warned
+    assert str(refused.value).isprintable()
+
+
+X448_OF_32_BYTES = b"""-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VvBCIEIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f
+-----END PRIVATE KEY-----
+"""
+
+
+def test_a_key_at_which_the_crypto_library_has_an_internal_error_is_a_bad_key() -> None:
+    for password in (None, "password"):
+        with pytest.raises(BadKey, match="damaged"):
+            load_private_key(X448_OF_32_BYTES, password)
+    with pytest.raises(InvalidInput, match="not an unencrypted PEM key") as refused:
+        parse_key(X448_OF_32_BYTES)
     assert str(refused.value).isprintable()
