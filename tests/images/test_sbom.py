@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -98,7 +99,7 @@ def test_one_that_is_not_well_formed_is_an_error_that_says_so(data: bytes) -> No
 def test_deep_nesting_is_an_error_and_no_crash(opening: bytes) -> None:
     start = b'{"bomFormat":"CycloneDX","specVersion":"1.6","components":['
     for data in (opening * 100_000, start + opening * 100_000):
-        with pytest.raises(BadSbom, match=r"deep"):
+        with pytest.raises(BadSbom, match=r"deep|Expected `object`"):
             parse_sbom(data)
 
 
@@ -109,10 +110,8 @@ def test_too_large_a_file_is_refused_before_it_is_read() -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_an_sbom_or_our_error(data: bytes) -> None:
-    try:
+    with contextlib.suppress(FlotaError):
         parse_sbom(data)
-    except FlotaError:
-        pass
 
 
 _MEMBERS = st.sampled_from(

@@ -20,7 +20,7 @@ schemathesis = pytest.importorskip("schemathesis", reason="not run: schemathesis
 
 pytestmark = pytest.mark.scenario
 
-EXAMPLES = 12
+EXAMPLES = 7
 """Of each kind, valid and not, for every operation."""
 
 TOKEN = "a-device-token"
@@ -33,7 +33,7 @@ def operations(document: Mapping[str, Any]) -> list[Any]:
     return [result.ok() for result in schema.get_all_operations()]
 
 
-def attack(operation: Any, send: Callable[[Any, int], httpx.Response | None]) -> None:
+def attack(operation: Any, send: Callable[[Any, int], Any]) -> None:
     """Send examples of an operation's requests, as documented and not, and look at every answer."""
     checks = schemathesis.checks
     for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
@@ -84,7 +84,7 @@ def test_the_device_api(server: LocalServer, client: ManagementClient, key: Priv
     seen: set[int] = set()
     with httpx.Client(base_url=base) as http:
 
-        def send(case: Any, number: int) -> httpx.Response | None:
+        def send(case: Any, number: int) -> Any:
             values = dict(case.path_parameters or {})
             if number:  # the device that there is, and numbers that it may have
                 values |= {"tenant": "DEFAULT", "controller_id": "pump-1"}
@@ -100,7 +100,7 @@ def test_the_device_api(server: LocalServer, client: ManagementClient, key: Priv
                     case.path,
                     response.status_code,
                 )
-            return response  # type: ignore[no-any-return]
+            return response
 
         for operation in operations(document):
             attack(operation, send)
@@ -122,7 +122,7 @@ def test_the_management_api(server: LocalServer, client: ManagementClient, key: 
     known = {"name": "pump-1", "type": "pump", "reference": "1", "execution_id": 1, "token_id": 999, "sha256": "0" * 64}
     seen: set[int] = set()
 
-    def send(case: Any, number: int) -> httpx.Response | None:
+    def send(case: Any, number: int) -> Any:
         if number == 1 and case.path_parameters:
             case.path_parameters = {name: known.get(name, value) for name, value in dict(case.path_parameters).items()}
         case.headers = {**(case.headers or {}), **headers}
@@ -130,9 +130,9 @@ def test_the_management_api(server: LocalServer, client: ManagementClient, key: 
         seen.add(response.status_code)
         assert response.status_code < 500, (case.method, case.path, response.status_code, response.text[:500])
         if response.status_code >= 400 and response.content and case.method != "HEAD":
-            assert response.headers["content-type"].startswith("application/problem+json")
+            assert response.headers["content-type"][0].startswith("application/problem+json")
             assert "Traceback" not in response.text
-        return response if response.status_code < 300 else None  # type: ignore[no-any-return]
+        return response if response.status_code < 300 else None
 
     for operation in operations(document):
         if (operation.method.lower(), operation.path) not in NOT_TO_BE_CALLED:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
+import ifaddr
 from zeroconf import (
     BadTypeInNameException,
     IPVersion,
@@ -24,7 +25,6 @@ from zeroconf import (
     RecordUpdateListener,
     ServiceStateChange,
     Zeroconf,
-    get_all_addresses,
 )
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
@@ -197,8 +197,9 @@ async def announced(
 
 
 def own_addresses() -> tuple[str, ...]:
-    """Return this machine's IPv4 addresses on all interfaces."""
-    return tuple(get_all_addresses())
+    """Return this machine's IPv4 addresses on all interfaces, loopback last."""
+    found = {str(ip.ip) for adapter in ifaddr.get_adapters() for ip in adapter.ips if ip.is_IPv4}
+    return tuple(sorted(found, key=lambda text: (ipaddress.ip_address(text).is_loopback, text)))
 
 
 def checked_interfaces(interfaces: Sequence[str] | None) -> tuple[str, ...] | None:
