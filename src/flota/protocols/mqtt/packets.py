@@ -161,6 +161,10 @@ class PacketReader:
         """Bytes of a packet that has not come whole."""
         return len(self._buffer)
 
+    def allow(self, max_packet_size: int) -> None:
+        """Take packets up to this size from now on: before CONNECT is accepted less is allowed than after."""
+        self._max = max_packet_size
+
     def feed(self, data: Buffer) -> Iterator[Packet]:
         """Yield the packets that are complete now. Raises `MalformedPacket` and `PacketTooLarge`; it is over then."""
         buffer = self._buffer
