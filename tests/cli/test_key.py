@@ -1,15 +1,18 @@
 """`flota key`: keys on disk, and the options with which other commands sign."""
 
+import hashlib
 import json
 import stat
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from flota.cli.app import main
 from flota.cli.signers import read_password, read_private_key, signer_from_options
 from flota.errors import InvalidInput, NotFound
-from flota.trust.keys import PasswordNeeded, PrivateKey, WrongPassword
+from flota.images.esp_secure_boot import public_key_digest
+from flota.trust.keys import BadKey, PasswordNeeded, PrivateKey, WrongPassword
 from flota.trust.signatures import check_signature
 from flota.trust.trust_file import parse_trust_file
 
@@ -151,3 +154,70 @@ def test_one_password_has_one_source(tmp_path: Path) -> None:
     (tmp_path / "latin1").write_bytes(b"p\xe4ss")
     with pytest.raises(InvalidInput, match="UTF-8"):
         read_password(password_file=tmp_path / "latin1")
+
+
+@pytest.fixture(scope="module")
+def rsa_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An RSA-3072 key with the password `open sesame`, made by the command."""
+    directory = tmp_path_factory.mktemp("rsa")
+    (directory / "password").write_text("open sesame\n")
+    arguments = ["-o", directory / "boot.pem", "--kind", "rsa-3072", "--password-file", directory / "password"]
+    assert flota("key", "create", *arguments) == 0
+    return directory / "boot.pem"
+
+
+def test_an_rsa_key_is_made_locked_and_listed(rsa_key: Path, keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rsa_key.read_bytes().startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
+    assert stat.S_IMODE(rsa_key.stat().st_mode) == 0o600
+    keys.mkdir()
+    for suffix in (".pem", ".pub"):
+        (keys / f"boot{suffix}").write_bytes(rsa_key.with_suffix(suffix).read_bytes())
+    capsys.readouterr()
+    assert flota("key", "list", "--json") == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    public = load_pem_public_key(rsa_key.with_suffix(".pub").read_bytes())
+    der = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert (listed["name"], listed["kind"]) == ("boot", "rsa-3072")
+    assert listed["key_id"] == hashlib.sha256(der).hexdigest()
+    pkcs1 = public.public_bytes(Encoding.DER, PublicFormat.PKCS1)
+    assert listed["mcuboot_key_hash"] == hashlib.sha256(pkcs1).hexdigest()
+    assert listed["secure_boot_digest"] == public_key_digest(rsa_key.with_suffix(".pub").read_bytes())
+
+
+def test_an_rsa_key_signs_files_and_mcuboot_images(rsa_key: Path, tmp_path: Path) -> None:
+    firmware, image = tmp_path / "fw.bin", tmp_path / "image.bin"
+    firmware.write_bytes(bytes(range(256)) * 8)
+    password = ["--password-file", rsa_key.with_name("password")]
+    assert flota("key", "sign", firmware, "--key", rsa_key, *password) == 0
+    assert flota("key", "verify", firmware, "--public-key", rsa_key.with_suffix(".pub")) == 0
+    pack = [
+        "--version",
+        "1.2.3",
+        "--header-size",
+        "0x200",
+        "--slot-size",
+        "0x10000",
+        "--pad-header",
+        "--key",
+        rsa_key,
+        *password,
+    ]
+    assert flota("image", "pack", "mcuboot", firmware, "-o", image, *pack) == 0
+    assert flota("image", "verify", image, "--public-key", rsa_key.with_suffix(".pub")) == 0
+
+
+def test_a_key_of_the_wrong_kind_is_refused_with_the_kind_that_is_needed(
+    rsa_key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert flota("key", "show", rsa_key.with_suffix(".pub"), "--trust") == 1
+    shown = capsys.readouterr().err
+    assert "signs no releases" in shown
+    assert "RSA-3072" in shown
+    with pytest.raises(BadKey, match="RSA keys are for MCUboot images"):
+        signer_from_options(key=str(rsa_key), password_file=rsa_key.with_name("password"))
+    assert flota("key", "create", "-o", tmp_path / "x.pem", "--kind", "rsa-3072", "--code-signing") == 2
+    assert not (tmp_path / "x.pem").exists()
+    assert flota("key", "create", "-o", tmp_path / "ed.pem", "--kind", "ed25519") == 0
+    (tmp_path / "file").write_bytes(b"a file")
+    assert flota("key", "sign", tmp_path / "file", "--key", tmp_path / "ed.pem") == 1
+    assert "--kind rsa-3072" in capsys.readouterr().err

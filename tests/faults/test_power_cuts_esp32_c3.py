@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from flota.protocols.ddi import FeedbackFinished
+from flota.transports.ddi_link import DdiLink
 from flota.transports.http import http_client
 from flota.virtual.agents.ddi import DdiAgent
-from flota.virtual.agents.ddi_link import DdiLink
 from flota.virtual.boot.esp_idf import BootBuild
 from flota.virtual.esp_ota import WITH_SEQUENTIAL_WRITES
 from flota.virtual.esp_slots import EspSlots

@@ -20,7 +20,7 @@ schemathesis = pytest.importorskip("schemathesis", reason="not run: schemathesis
 
 pytestmark = pytest.mark.scenario
 
-EXAMPLES = 7
+EXAMPLES = 5
 """Of each kind, valid and not, for every operation."""
 
 TOKEN = "a-device-token"

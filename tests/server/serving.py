@@ -68,4 +68,6 @@ async def a_scope(context: ServerContext) -> Scope:
 
 def app_of(context: ServerContext, routes: list[BaseRoute]) -> ASGIApp:
     """Return the routes as an application, with everything around them that the server puts around."""
-    return wrap(Starlette(routes=routes, exception_handlers=dict(EXCEPTION_HANDLERS)), context)
+    routed = Starlette(routes=routes, exception_handlers=dict(EXCEPTION_HANDLERS))
+    routed.router.redirect_slashes = False
+    return wrap(routed, context)

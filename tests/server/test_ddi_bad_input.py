@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flota.errors import FlotaError
-from flota.fleet.executions import Execution, ExecutionChange, ExecutionState
+from flota.fleet.executions import Execution, ExecutionState
 from flota.protocols.ddi import (
     parse_auto_confirm_request,
     parse_config_data,
@@ -22,7 +23,7 @@ from flota.protocols.ddi import (
     parse_installed_version,
 )
 from flota.server.api import ddi
-from flota.server.api.ddi.reports import STATUS_ENTRIES_MAX
+from flota.server.api.ddi import reports
 from tests.server.serving import app_of, listening
 from tests.server.update_fleet import TOKEN, UpdateFleet, an_update_fleet
 
@@ -102,10 +103,8 @@ async def test_a_body_that_is_none_changes_nothing(fleet: UpdateFleet, body: byt
 @settings(max_examples=300)
 def test_any_bytes_are_a_message_or_an_error_of_ours(body: bytes, cbor: bool) -> None:
     for parse in PARSERS:
-        try:
+        with contextlib.suppress(FlotaError):
             parse(body, cbor=cbor)
-        except FlotaError as error:
-            assert str(error)
 
 
 _JSON = st.recursive(
@@ -126,14 +125,12 @@ _JSON = st.recursive(
 
 
 @given(_JSON)
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 def test_any_json_is_a_message_or_an_error_of_ours(value: object) -> None:
     body = json.dumps(value).encode("utf-8", "surrogatepass")
     for parse in PARSERS:
-        try:
+        with contextlib.suppress(FlotaError):
             parse(body)
-        except FlotaError as error:
-            assert str(error)
 
 
 async def test_members_that_nobody_knows_are_ignored(fleet: UpdateFleet) -> None:
@@ -222,18 +219,18 @@ async def test_reports_that_come_twice_late_or_out_of_order(fleet: UpdateFleet) 
     assert await fleet.execution(action) == ended
 
 
-async def test_an_action_takes_a_thousand_entries_and_then_only_its_end(fleet: UpdateFleet) -> None:
+async def test_an_action_takes_its_quota_of_entries_and_then_only_its_end(
+    fleet: UpdateFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reports.STATUS_ENTRIES_MAX == 1000
+    monkeypatch.setattr(reports, "STATUS_ENTRIES_MAX", 5)
     action = await an_action(fleet)
-    await fleet.client.get(f"{BASE}/deploymentBase/{action.id}")
-    async with fleet.database.transaction() as tx:
-        for _ in range(STATUS_ENTRIES_MAX - 2):
-            now = await tx.execution(fleet.scope, action.id)
-            await tx.change_execution(
-                fleet.scope, action.id, now.version, ExecutionChange(ExecutionState.IN_PROGRESS), now=fleet.clock()
-            )
     url = f"{BASE}/deploymentBase/{action.id}/feedback"
-    refused = await fleet.client.post(url, json={"status": {"execution": "proceeding", "result": {"finished": "none"}}})
-    assert (refused.status_code, refused.json()["errorCode"]) == (429, "hawkbit.server.error.quota.tooManyEntries")
+    proceeding = {"status": {"execution": "proceeding", "result": {"finished": "none"}}}
+    answers = [(await fleet.client.post(url, json=proceeding)).status_code for _ in range(6)]
+    assert answers == [200] * 4 + [429] * 2
+    refused = await fleet.client.post(url, json=proceeding)
+    assert refused.json()["errorCode"] == "hawkbit.server.error.quota.tooManyEntries"
     assert int(refused.headers["retry-after"]) > 0
     ended = await fleet.client.post(url, json={"status": {"execution": "closed", "result": {"finished": "success"}}})
     assert ended.status_code == 200

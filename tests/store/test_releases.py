@@ -8,7 +8,7 @@ from flota.boards.model import VersionFrom
 from flota.errors import Conflict, InvalidInput, NotFound, Refused
 from flota.fleet.devices import DeviceState, TrustedSigner, UnknownDevices
 from flota.fleet.executions import ExecutionChange, ExecutionState
-from flota.fleet.releases import RELEASE_TRANSITIONS, ReleaseSignature, ReleaseState
+from flota.fleet.releases import RELEASE_TRANSITIONS, ReleaseSbom, ReleaseSignature, ReleaseState
 from flota.fleet.rollouts import RolloutPolicy, RolloutState, WaveState
 from flota.fleet.scope import Role, Scope
 from flota.fleet.storage import NewDeviceType, NewRelease, NewRollout
@@ -49,6 +49,32 @@ async def test_only_old_artifacts_that_no_release_names_are_removed(database: Da
         await tx.remove_unused_artifacts(other, [shas["old"]], before=at(60), now=at(61))
         assert not await tx.is_artifact_recorded(shas["old"])
         assert (await tx.artifact(scope, shas["again"])).created_at == START
+
+
+async def test_an_sbom_is_the_tenants_own_bytes_and_only_a_draft_takes_one(database: Database) -> None:
+    scope, other = await a_tenant(database), await a_tenant(database, "OTHER")
+    sboms = [
+        ReleaseSbom(an_artifact(data).digests.sha256, len(data), "sbom.json", "cyclonedx", "1.6", 3)
+        for data in (b"mine", b"theirs")
+    ]
+    async with database.transaction() as tx:
+        await a_type(tx, scope)
+        draft = await a_release(tx, scope, "1", state=ReleaseState.DRAFT)
+        published = await a_release(tx, scope, "2")
+        await tx.add_artifact(scope, an_artifact(b"mine"))
+        await tx.add_artifact(other, an_artifact(b"theirs"))
+        assert draft.sbom is None
+        assert (await tx.set_release_sbom(scope, draft.id, sboms[0], now=START)).sbom == sboms[0]
+        with pytest.raises(NotFound):
+            await tx.set_release_sbom(other, draft.id, sboms[1], now=START)
+        with pytest.raises(Conflict, match="does not change any more"):
+            await tx.set_release_sbom(scope, published.id, sboms[0], now=START)
+    with pytest.raises(NotFound):
+        async with database.transaction() as tx:
+            await tx.set_release_sbom(scope, draft.id, sboms[1], now=START)
+    async with database.reading() as tx:
+        assert (await tx.release(scope, draft.id)).sbom == sboms[0]
+        assert await tx.unused_artifacts(scope, before=at(3600), limit=10) == ()
 
 
 async def test_a_release_has_a_file_name_of_its_own_or_its_artifacts(database: Database) -> None:

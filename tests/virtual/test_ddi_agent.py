@@ -12,6 +12,7 @@ import pytest
 
 from flota.digests import digests_of
 from flota.protocols.ddi import FeedbackExecution, FeedbackFinished, Handling
+from flota.transports.ddi_link import DdiLink
 from flota.transports.http import http_client
 from flota.trust.keys import PrivateKey
 from flota.trust.manifest import Manifest, ManifestComponent, pack_manifest
@@ -19,7 +20,6 @@ from flota.trust.signatures import signatures_as_json
 from flota.trust.trust_file import TrustedSigners
 from flota.virtual.agents.ddi import DdiAgent, DdiSettings
 from flota.virtual.agents.ddi_action import Stage, load_action
-from flota.virtual.agents.ddi_link import DdiLink
 from flota.virtual.boot.esp_idf import BootBuild
 from flota.virtual.device import VirtualDevice
 from flota.virtual.events import EventKind

@@ -44,13 +44,13 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "refused",
-        "a file that arrives damaged, then a good update",
-        (("2.0.0", None, True), ("3.0.0", None, False)),
+        "a good update, a file that arrives damaged, a good update",
+        (("2.0.0", None, False), ("3.0.0", None, True), ("4.0.0", None, False)),
     ),
     Scenario(
         "crash",
-        "an update that crashes before it confirms itself, then a good one",
-        (("2.0.0", "crash", False), ("3.0.0", None, False)),
+        "a good update, one that crashes before it confirms itself, a good one",
+        (("2.0.0", None, False), ("3.0.0", "crash", False), ("4.0.0", None, False)),
         needs_rollback=True,
     ),
 )

@@ -24,7 +24,7 @@ from flota.images.esp_chips import MIB
 from flota.images.esp_partitions import PartitionTable, parse_csv
 from flota.lab.at_once import REST_S, AtRest, TimelessPace, run_at_once
 from flota.lab.cut_scenarios import IMAGE_MIN_BYTES, Scenario, esp_first_image, esp_offers, released
-from flota.lab.oracle import Oracle, Region
+from flota.lab.oracle import Oracle, Reason, Region
 from flota.lab.power_cuts import Boot, Chip, LifeEnd, Milestone, Offer
 from flota.lab.powered_store import PoweredStore
 from flota.lab.swept_flash import SweptFlash
@@ -187,19 +187,22 @@ class EspSweepDevice:
         burned = self._fuses.get(SECURE_VERSION_FUSE)
         return burned if isinstance(burned, int) else 0
 
-    def _why_it_rests(self, report: BootReport, offer: Offer) -> str | None:
-        """Return what on the device says why it does not run the offer; None if it does, or if nothing says it."""
+    def _why_it_rests(self, report: BootReport, offer: Offer) -> Reason | None:
+        """Return what on the device says why it does not run the offer; None if it does, or if nothing says it.
+
+        A tag without its image is a reason only where the boot loader can take the image away again: micro-RDK stores
+        the tag after the choice of the slot.
+        """
         assert isinstance(report.slots, EspSlots)
         if report.slots.running.version == offer.version:
             return None
         if any(event.kind is EventKind.UPDATE_FAILED for event in self._events):
-            return "refused"
+            return Reason.REFUSED
         if report.slots.last_rejected() is not None:
-            return "rolled back"
+            return Reason.ROLLED_BACK
         nvs = report.slots.nvs
-        if nvs is not None and nvs.get_string(NVS_NAMESPACE, NVS_VERSION_KEY) == offer.version:
-            return "the tag names what does not run"
-        return None
+        tag = None if nvs is None else nvs.get_string(NVS_NAMESPACE, NVS_VERSION_KEY)
+        return Reason.TAG_ONLY if self._build.rolls_back and tag == offer.version else None
 
     def _agent_for(self, offer: Offer, milestone: Milestone) -> Agent:
         if self._agent is SweepAgent.MICRO_RDK:

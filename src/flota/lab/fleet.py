@@ -27,12 +27,12 @@ from flota.protocols.ameba_push import ARDUINO as AMEBA_ARDUINO
 from flota.protocols.arduino_mdns import AMEBA_STOCK_SRV_PORT, ameba_txt
 from flota.protocols.ddi import DEFAULT_TENANT, DdiAddresses
 from flota.protocols.viam import POLL_PERIOD_S
+from flota.transports.ddi_link import DdiLink
 from flota.transports.http import http_client, tls_context
 from flota.transports.mdns import announced, own_addresses
 from flota.trust.trust_file import TrustedSigners
 from flota.virtual.agents.ameba_push import AmebaPushAgent, PushSettings, silent
 from flota.virtual.agents.ddi import DdiAgent, DdiSettings
-from flota.virtual.agents.ddi_link import DdiLink
 from flota.virtual.agents.esp_https_ota import TIME_OUT_S, USER_AGENT, EspHttpsOtaAgent, FetchMode
 from flota.virtual.agents.http_update import HttpUpdateAgent
 from flota.virtual.agents.viam_config import ConfigAddress, ConfigFile, ConfigSource

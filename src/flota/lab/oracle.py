@@ -18,6 +18,14 @@ VERDICTS_MAX: Final = 256
 """How many slot contents are remembered."""
 
 
+class Reason(enum.StrEnum):
+    """Why a device rests with another image than the one offered, as something on the device says."""
+
+    REFUSED = "refused"
+    ROLLED_BACK = "rolled back"
+    TAG_ONLY = "the tag names what does not run"
+
+
 class Promise(enum.StrEnum):
     """What a device keeps whatever is interrupted; the names are those of docs/reference/power-cuts.md."""
 
@@ -134,11 +142,11 @@ class Oracle:
             )
         return broken
 
-    def judge_rest(self, slot: str, offered: Released, reason: str | None, *, interrupted: bool) -> list[Broken]:
+    def judge_rest(self, slot: str, offered: Released, reason: Reason | None, *, interrupted: bool) -> list[Broken]:
         """Return what is wrong with a device that runs `slot` and has nothing more to do about `offered`.
 
-        Right is the offered image, if it is good and lasts; or another one that was released, with a reason. Without
-        any interruption a good image must be there.
+        Right is the offered image, if it is good and lasts; or another one that was released, with a reason. A good image
+        may be refused never, and may be missing only after an interruption.
         """
         running = self.image_in(slot).image
         if running is None:
@@ -149,6 +157,8 @@ class Oracle:
             return []
         if offered.bootable and offered.lasts and not interrupted:
             return [Broken(Promise.CONVERGES, f"{offered.name} was never installed, though nothing was interrupted")]
+        if reason is Reason.REFUSED and offered.bootable:
+            return [Broken(Promise.CONVERGES, f"refuses {offered.name}, which is good")]
         if reason is None:
             return [Broken(Promise.CONVERGES, f"rests with {running.name} instead of {offered.name}, without a reason")]
         return []

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from flota.errors import FlotaError
 from flota.lab.cut_moments import AFTER, CutMoment, cut_of, has_moment
-from flota.lab.oracle import Broken, Oracle, Promise, Region, Released
+from flota.lab.oracle import Broken, Oracle, Promise, Reason, Region, Released
 from flota.virtual.flash import Cut, FlashOperation, FlashOperationKind, FlashViolation, Power, PowerCut
 
 BOOTS_MAX: Final = 6
@@ -73,7 +73,7 @@ class LifeEnd:
     """How an app's life ended: by a restart, or at rest with nothing more to do, and why if it runs an old image."""
 
     at_rest: bool
-    reason: str | None = None
+    reason: Reason | None = None
     installed: bool = False
     """Whether this life installed what was offered."""
 
@@ -358,7 +358,7 @@ class Journey:
             return False
         running = self._oracle.image_in(boot.slot).image
         assert running is not None
-        self._outcomes.append("new" if running == offer.released else f"old, {end.reason}")
+        self._outcomes.append("new" if running == offer.released else f"old: {end.reason}")
         self._tell(f"at rest with {running.name}: {self._outcomes[-1]}")
         self._position = Position(self._position.stage + 1, running.sha256)
         self._restarts = self._installs = 0

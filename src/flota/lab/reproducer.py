@@ -2,8 +2,8 @@
 
     flota-cuts-1 board=esp32 agent=micro-rdk rollback=off image=65536 scenario=two-updates cuts=12:half,3:before
 
-`cuts` are made one after another, each counted from the power-on before it; `every` is made at each power-on, fifty
-times. A replay makes real cuts: the power goes inside the operation and the code dies there, without any snapshot.
+`cuts` are made one after another, each counted from the power-on before it; `every=50*12:half` is made at each of
+fifty power-ons. A replay makes real cuts: the power goes inside the operation and the code dies there, without any snapshot.
 
 Source: docs/reference/power-cuts.md, "Reproducers".
 """
@@ -56,17 +56,17 @@ class SweepSubject:
 
 @dataclass(frozen=True, slots=True)
 class Reproducer:
-    """A life with cuts: `cuts` one after another, or the first of them at `every` power-on."""
+    """A life with cuts: `cuts` one after another, or the first of them at each of the first `every` power-ons."""
 
     subject: SweepSubject
     cuts: tuple[CutMoment, ...]
-    every: bool = False
+    every: int = 0
 
     def __str__(self) -> str:
         """Return the line."""
         subject = self.subject
         size = OWN_TABLE if subject.image_size is None else subject.image_size
-        cuts = f"every={self.cuts[0]}" if self.every else f"cuts={','.join(str(cut) for cut in self.cuts)}"
+        cuts = f"every={self.every}*{self.cuts[0]}" if self.every else f"cuts={','.join(str(cut) for cut in self.cuts)}"
         return (
             f"{LINE_START} board={subject.board} agent={subject.agent.value} rollback={rollback_word(subject.build)}"
             f" image={size} scenario={subject.scenario} {cuts}"
@@ -101,10 +101,17 @@ def parse_line(line: str) -> Reproducer:
     if not wanted <= set(fields) or len(how) != 1 or not how <= {"cuts", "every"}:
         expected = f"{', '.join(sorted(wanted))} and cuts or every"
         raise InvalidInput("the fields of the reproducer line are wrong", expected=expected, found=", ".join(fields))
-    every = how == {"every"}
-    cuts = tuple(parse_moment(text) for text in fields[how.pop()].split(","))
-    if len(cuts) > (1 if every else CUTS_MAX):
-        raise InvalidInput("too many cuts", expected=1 if every else CUTS_MAX, found=len(cuts))
+    text = fields[how.pop()]
+    every = 0
+    if "every" in fields:
+        count, _, text = text.partition("*")
+        if not count.isdecimal() or not 0 < int(count[:9]) <= CUT_BOOTS_MAX or "," in text:
+            expected = f"N*OPERATION:MOMENT, N from 1 to {CUT_BOOTS_MAX}"
+            raise InvalidInput("not a cut at every power-on", expected=expected, found=repr(fields["every"][:60]))
+        every = int(count)
+    cuts = tuple(parse_moment(one) for one in text.split(","))
+    if len(cuts) > CUTS_MAX:
+        raise InvalidInput("too many cuts", expected=CUTS_MAX, found=len(cuts))
     subject = SweepSubject(
         fields["board"],
         _agent(fields["agent"]),
@@ -123,7 +130,7 @@ def replay(reproducer: Reproducer, tell: Callable[[str], None] | None = None) ->
     device = reproducer.subject.device()
     plans: Iterable[AimedPlan] = [PlannedCut(cut) for cut in reproducer.cuts]
     if reproducer.every:
-        plans = itertools.repeat(PlannedCut(reproducer.cuts[0], lenient=True), CUT_BOOTS_MAX)
+        plans = itertools.repeat(PlannedCut(reproducer.cuts[0], lenient=True), reproducer.every)
     return Journey(device, device.oracle(), plans=plans, tell=tell).run()
 
 

@@ -49,6 +49,9 @@ STORM_LENGTHS: Final = (5, 50)
 EVERY_BOOT_OPERATIONS_MAX: Final = 200
 """Operations that are cut at every power-on: all that decide, and of those that write image bytes at most so many."""
 
+_NEVER: Final = CutMoment(10**9, BEFORE)
+"""A cut that no life reaches: the reproducer of a life that ends badly without any."""
+
 State = tuple[object, ...]
 
 
@@ -63,12 +66,17 @@ class Pass(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is tried. `samples` second cuts at depth 2; `draw` begins every random sequence of the sweep."""
+    """How much is tried.
+
+    `samples` second cuts at depth 2; `draw` begins every random sequence of the sweep; `cut_boots` times the same cut is
+    made at each power-on.
+    """
 
     depth: int = 1
     samples: int = 1000
     draw: int = 0
     harsh: bool = False
+    cut_boots: int = CUT_BOOTS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +169,7 @@ def sweep(
     result = SweepResult(subject, len(reference.moments))
     for broken in reference.verdict.broken:
         result.failed += 1
-        result.failures.append(Failure(broken, str(Reproducer(subject, (CutMoment(10**9, BEFORE),)))))
+        result.failures.append(Failure(broken, str(Reproducer(subject, (_NEVER,)))))
     if result.failed:
         return result
     parts = _parts(subject, effort, reference, jobs)
@@ -180,6 +188,20 @@ def sweep(
     result.covered = len(covered)
     result.failures = [_shortest(failure) for failure in result.failures[:FAILURES_KEPT]]
     return result
+
+
+def first_failure(subject: SweepSubject, effort: Effort | None = None) -> Failure | None:
+    """Return the first broken promise that a sweep of depth 1 finds, None if it finds none; in this process."""
+    effort = effort or Effort()
+    reference = _reference(subject)
+    if reference.verdict.broken:
+        return Failure(reference.verdict.broken[0], str(Reproducer(subject, (_NEVER,))))
+    for kind, count in ((Pass.ONCE, len(reference.moments)), (Pass.EVERY_BOOT, len(_every_boot_operations(reference)))):
+        for number in range(count):
+            result = run_part(Part(subject, effort, kind, range(number, number + 1)))
+            if result.failures:
+                return result.failures[0]
+    return None
 
 
 def run_part(part: Part) -> PartResult:
@@ -276,7 +298,7 @@ class _Worker:
                 cut = CutMoment(number, name)
                 load(self._device, first.snapshot)
                 self._device.chips[first.operation.chip].leave(first.operation, cut_of(name, first.operation.kind))
-                plans = itertools.repeat(PlannedCut(cut, lenient=True), CUT_BOOTS_MAX - 1)
+                plans = itertools.repeat(PlannedCut(cut, lenient=True), self._effort.cut_boots - 1)
                 journey = Journey(
                     self._device, self._oracle, plans=plans, known=self._reference.known, stop_when_repeating=True
                 )
@@ -284,7 +306,7 @@ class _Worker:
                 self.result.cases += 1
                 if verdict.cuts:
                     self.result.seen.add((Pass.EVERY_BOOT, number, name))
-                self._note(verdict, (cut,), every=True)
+                self._note(verdict, (cut,), every=self._effort.cut_boots)
 
     def cut_twice(self) -> None:
         """Second cuts in what follows first ones, drawn at random; half of them where something is decided."""
@@ -340,7 +362,7 @@ class _Worker:
         journey = Journey(self._device, self._oracle, known=self._reference.known)
         self._note(journey.run(Position(stage), interrupted=True), cuts)
 
-    def _note(self, verdict: Verdict, cuts: tuple[CutMoment, ...], *, every: bool = False) -> None:
+    def _note(self, verdict: Verdict, cuts: tuple[CutMoment, ...], *, every: int = 0) -> None:
         if not verdict.broken:
             self.result.outcomes[verdict.outcomes[0] if verdict.outcomes else "at the end"] += 1
             return

@@ -53,6 +53,7 @@ def build_app(context: ServerContext) -> ASGIApp:
         *ddi.routes(context),
     ]
     routed = Starlette(routes=routes, exception_handlers=dict(EXCEPTION_HANDLERS))
+    routed.router.redirect_slashes = False  # a device that asks at a wrong address is told so, as by hawkBit
     artifacts = ArtifactApi(context)
     viam = ViamApi(context)
 

@@ -171,8 +171,9 @@ def _check_depth(data: bytes, max_depth: int, what: str) -> None:
 def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        # `add` gives None: the first name that was there already is the one that occurs twice.
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise DuplicateMember("a field occurs twice in one object", found=ascii(twice[:64]))
     return members
 

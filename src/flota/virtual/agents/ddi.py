@@ -26,7 +26,9 @@ from flota.protocols.ddi import (
     Progress,
     action_id_of,
 )
+from flota.transports.ddi_link import ActionGone, DdiLink, ServerBusy
 from flota.transports.download import Expected, ResumePoint, RetryPolicy, download
+from flota.trust.signed_release import SignedRelease, open_release
 from flota.trust.trust_file import TrustedSigners
 from flota.virtual.agents.ddi_action import (
     CHOICES_MAX,
@@ -38,8 +40,7 @@ from flota.virtual.agents.ddi_action import (
     save_action,
     why_it_failed,
 )
-from flota.virtual.agents.ddi_link import ActionGone, DdiLink, ServerBusy
-from flota.virtual.agents.signed_release import ACCEPTED_KEY, SignedRelease, open_release
+from flota.virtual.agents.signed_release import ACCEPTED_KEY, refuse_unless_for
 from flota.virtual.device import LAST_PANIC_KEY, AppContext
 from flota.virtual.events import EventKind
 from flota.virtual.hardware import ImageNote, ImageNotes
@@ -183,7 +184,8 @@ class DdiAgent:
         if self._settings.signers is None:
             return artifacts[0], None
         release = open_release(deployment.chunks[0].metadata, self._settings.signers)
-        release.refuse_unless_for(
+        refuse_unless_for(
+            release,
             context.identity,
             context.nvs,
             hardware_revision=self._settings.hardware_revision,

@@ -1,91 +1,40 @@
-"""The signed manifest as a device meets it: out of DDI chunk metadata, judged by keys of its own.
+"""Whether a signed release is for this device: against what it knows of itself, and what it has confirmed before.
 
-Source: docs/reference/manifest.md and docs/reference/hawkbit-ddi.md for the metadata keys.
+Source: docs/reference/manifest.md.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from flota.errors import Refused
-from flota.trust.manifest import Manifest
-from flota.trust.policy import ComponentFacts, refusals, refuse
-from flota.trust.signatures import parse_signatures
-from flota.trust.trust_file import TrustedSigners
+from flota.trust.policy import refusals, refuse
+from flota.trust.signed_release import SignedRelease
 from flota.virtual.device import Identity
 from flota.virtual.nvs import NonVolatileStore
 
-MANIFEST_METADATA: Final = "flota.manifest"
-SIGNATURES_METADATA: Final = "flota.signatures"
 ACCEPTED_KEY: Final = "accepted_release"
 
 
-class Unsigned(Refused):
-    """The offer carries no signed manifest, and this device takes no other."""
-
-    code = "unsigned"
-
-
-@dataclass(frozen=True, slots=True)
-class SignedRelease:
-    """A manifest whose signatures are good; `sha256` (hex) is that of its bytes."""
-
-    manifest: Manifest
-    sha256: str
-
-    def refuse_unless_for(
-        self, identity: Identity, nvs: NonVolatileStore, *, hardware_revision: str | None, now: datetime | None
-    ) -> None:
-        """Raise `ReleaseRefused` unless it is for this device, not older than the confirmed one and not expired."""
-        accepted = nvs.get_record(ACCEPTED_KEY) or {}
-        digest = accepted.get("sha256")
-        refuse(
-            refusals(
-                self.manifest,
-                device_type=identity.device_type,
-                board=identity.board,
-                hardware_revision=hardware_revision,
-                accepted_sequence=int(str(accepted.get("sequence", 0))),
-                accepted_manifest_sha256=None if digest is None else str(digest),
-                now=now,
-            )
+def refuse_unless_for(
+    release: SignedRelease,
+    identity: Identity,
+    nvs: NonVolatileStore,
+    *,
+    hardware_revision: str | None,
+    now: datetime | None,
+) -> None:
+    """Raise `ReleaseRefused` unless it is for this device, not older than the confirmed one and not expired."""
+    accepted = nvs.get_record(ACCEPTED_KEY) or {}
+    digest = accepted.get("sha256")
+    refuse(
+        refusals(
+            release.manifest,
+            device_type=identity.device_type,
+            board=identity.board,
+            hardware_revision=hardware_revision,
+            accepted_sequence=int(str(accepted.get("sequence", 0))),
+            accepted_manifest_sha256=None if digest is None else str(digest),
+            now=now,
         )
-
-    def refuse_unless_signed(self, size: int, sha256: str) -> None:
-        """Raise `ReleaseRefused` unless the manifest signs exactly a file of this size (bytes) and SHA-256."""
-        components = self.manifest.components
-        if len(components) != 1:
-            raise Unsigned("this device takes releases of one component", expected=1, found=len(components))
-        refuse(
-            refusals(
-                self.manifest,
-                device_type=self.manifest.device_type,
-                board=self.manifest.board,
-                hardware_revision=self.manifest.hardware_revision,
-                accepted_sequence=0,
-                now=None,
-                components=[ComponentFacts(components[0].name, size, sha256)],
-            )
-        )
-
-
-def open_release(metadata: Mapping[str, str], signers: TrustedSigners) -> SignedRelease:
-    """Return the release in the metadata of a chunk. Raises `Unsigned`, or what signatures and manifest raise."""
-    packed, signatures = metadata.get(MANIFEST_METADATA), metadata.get(SIGNATURES_METADATA)
-    if packed is None or signatures is None:
-        raise Unsigned(
-            "the release is not signed",
-            expected=f"{MANIFEST_METADATA} and {SIGNATURES_METADATA} in the metadata",
-            hint="This device was started with --trust.",
-        )
-    try:
-        manifest = base64.b64decode(packed, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise Unsigned("the manifest is not base64", found=repr(packed[:40])) from error
-    return SignedRelease(signers.verify(manifest, parse_signatures(signatures)), hashlib.sha256(manifest).hexdigest())
+    )

@@ -1,4 +1,4 @@
-"""The DDI agent's connection: each request of the protocol as one call, errors as `FlotaError`."""
+"""A DDI client's connection: each request of the protocol as one call, errors as `FlotaError`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import httpx
 
 from flota.errors import PeerError, Unauthenticated
 from flota.protocols.ddi import (
+    TARGET_TOKEN,
     CancelAction,
     ConfigData,
     DdiAddresses,
@@ -40,12 +41,17 @@ class ServerBusy(PeerError):
 
 
 class DdiLink:
-    """One device's requests, with its target token (None: without authorization)."""
+    """One device's requests, with its target token (None: without authorization).
 
-    def __init__(self, client: httpx.AsyncClient, addresses: DdiAddresses, token: str | None) -> None:
+    `scheme` says what kind of token it is: the device's own, or that of a gateway which asks for it.
+    """
+
+    def __init__(
+        self, client: httpx.AsyncClient, addresses: DdiAddresses, token: str | None, *, scheme: str = TARGET_TOKEN
+    ) -> None:
         self.client = client
         self._addresses = addresses
-        self.headers = {} if token is None else {"authorization": pack_authorization(token)}
+        self.headers = {} if token is None else {"authorization": pack_authorization(token, scheme=scheme)}
 
     async def poll(self) -> PollAnswer:
         """Ask the controller base."""
