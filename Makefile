@@ -7,7 +7,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check format test test-deps bench docs firmware firmware-check requirements clean
+.PHONY: help setup demo run check format test test-deps fuzz bench docs firmware firmware-check requirements clean
 
 help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,15 @@ test: .venv/.flota-dev ## The test-suite
 
 test-deps: .venv/.flota-dev ## Install what some tests need and pip cannot bring (Debian packages)
 	@sh tools/install-test-deps.sh
+
+fuzz: .venv/.flota-dev ## Fuzz every reader of foreign bytes (RUNS=1000000 SECONDS=3600 ONLY=TEXT ENGINE=atheris|built-in)
+	@$(if $(ENGINE),,$(BIN)/python -c 'import atheris' 2>/dev/null || \
+		$(BIN)/python -m pip install -q --no-input --disable-pip-version-check -r requirements/fuzz.in 2>/dev/null || true)
+	@$(BIN)/python -m tests.fuzz --runs $(or $(RUNS),1000000) --seconds $(or $(SECONDS),3600) \
+		$(if $(ONLY),--only '$(ONLY)') --engine $(or $(ENGINE),auto)
+
+mutants: .venv/.flota-dev ## Break boot loaders, flash and agents on purpose: each has to be noticed
+	$(BIN)/python tools/mutants.py
 
 bench: .venv/.flota-dev ## Every benchmark, each side by side with a peer
 	@set -e; for figure in benchmarks/[a-z]*.py; do echo "== $$figure"; $(BIN)/python $$figure; done

@@ -1,12 +1,14 @@
 #!/bin/sh
-# Build the sample firmware: one small ELF a version. Usage: build.sh [OUTPUT-DIRECTORY]
-# Needs gcc-riscv64-unknown-elf (Debian, Ubuntu). The same source and compiler give the same bytes.
+# Build the sample firmware: one small ELF a version (and, for AmebaD, a core). Usage: build.sh [OUTPUT-DIRECTORY]
+# Needs gcc-riscv64-unknown-elf and gcc-arm-none-eabi (Debian, Ubuntu). The same source and compilers give the same bytes.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 out=${1:-$here/built}
 prefix=${CROSS_COMPILE:-riscv64-unknown-elf-}
+arm=${CROSS_COMPILE_ARM:-arm-none-eabi-}
 command -v "${prefix}gcc" >/dev/null || { echo "no ${prefix}gcc: apt-get install gcc-riscv64-unknown-elf" >&2; exit 1; }
+command -v "${arm}gcc" >/dev/null || { echo "no ${arm}gcc: apt-get install gcc-arm-none-eabi" >&2; exit 1; }
 mkdir -p "$out"
 out=$(CDPATH='' cd -- "$out" && pwd)
 cd "$here/src"
@@ -29,4 +31,21 @@ build 2.0.0 healthy
 build 3.0.0 crash
 build 4.0.0 never-confirm
 build 5.0.0 lose-network
-"${prefix}gcc" --version | head -n 1 >"$out/COMPILER"
+
+build_ameba() { # CORE CPU VERSION BEHAVIOUR OUTPUT
+    constant=$(printf %s "$4" | tr 'a-z-' 'A-Z_')
+    "${arm}gcc" -mcpu="$2" -mthumb -mfloat-abi=soft -Os -std=c11 -ffreestanding -nostdlib -static \
+        -Wall -Wextra -Werror -fno-common -ffunction-sections -fdata-sections -fno-ident -I "$here/src" \
+        -DSAMPLE_VERSION="\"$3\"" -DSAMPLE_BEHAVIOUR="$constant" -DSAMPLE_BEHAVIOUR_NAME="\"$4\"" \
+        -Wl,-T,"$1.ld" -Wl,--gc-sections -Wl,--build-id=none -Wl,-n -Wl,--no-warn-rwx-segments -Wl,--fatal-warnings \
+        board.c ../src/crc32.c "$1.c" -lgcc -o "$out/$5.elf"
+    "${arm}strip" --strip-all "$out/$5.elf"
+    chmod 644 "$out/$5.elf"
+}
+
+cd "$here/ameba"
+build_ameba km0 cortex-m23 0 healthy ameba-km0 # one for all versions, as the Arduino core has one prebuilt
+build_ameba km4 cortex-m33 1.0.0 healthy ameba-km4-1.0.0
+build_ameba km4 cortex-m33 2.0.0 healthy ameba-km4-2.0.0
+build_ameba km4 cortex-m33 3.0.0 crash ameba-km4-3.0.0
+{ "${prefix}gcc" --version | head -n 1; "${arm}gcc" --version | head -n 1; } >"$out/COMPILER"

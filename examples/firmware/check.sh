@@ -12,6 +12,7 @@ python=${PYTHON:-$here/../../.venv/bin/python}
 [ -x "$python" ] || python=python3
 if "$python" -c 'import elftools, unicorn' 2>/dev/null; then
     "$python" "$here/emulate.py" "$fresh"
+    "$python" "$here/ameba/emulate.py" "$fresh"
 else
     echo "not run in the emulator: $python has no unicorn (pip install unicorn pyelftools)"
 fi
@@ -26,4 +27,4 @@ if ! diff -r "$fresh" "$here/built"; then
     echo "examples/firmware/built is not what the source gives: run examples/firmware/build.sh" >&2
     exit 1
 fi
-echo "the same: $(ls "$fresh" | grep -c '\.elf$') files by $(cat "$fresh/COMPILER")"
+echo "the same: $(ls "$fresh" | grep -c '\.elf$') files by $(paste -sd, "$fresh/COMPILER")"

@@ -86,7 +86,6 @@ def test_what_devices_boot_with_is_declared_by_version_key_file_or_digest(flota:
     app.write_bytes(sample_app("esp32-c3"))
     refused = flota("release", "create", app, "--type", "lock", "--version", "1.2.3")
     assert refused.status == 1
-    assert "older ESP-IDF than the boot loader" in refused.err
     assert "start only signed images" in refused.err
     changed = flota("type", "set", "lock", "--bootloader-idf", "none", "--secure-boot-key", first, "--json").json()
     assert (changed["bootloader_idf_version"], changed["secure_boot_keys"]) == (None, [first])

@@ -79,6 +79,9 @@ def _with_atheris(targets: Sequence[Target], runs: int, seconds: float | None) -
     begun, total, crashed = time.monotonic(), 0, []
     FINDINGS.mkdir(parents=True, exist_ok=True)
     for number, target in enumerate(targets):
+        if seconds is not None and time.monotonic() > begun + seconds:
+            print(f"  not run  {target.name} (no time left)")
+            continue
         limits = [f"-runs={max(1, runs // len(targets))}"]
         if seconds is not None:
             left = max(1.0, begun + seconds - time.monotonic()) / (len(targets) - number)

@@ -31,6 +31,8 @@ class Target:
     errors: tuple[type[FlotaError], ...]
     given: Starts
     repair: Repair | None = None
+    longest: int = 1 << 20
+    """Bytes that callers let through to the reader; inputs are cut there."""
     may_hold: int = 0
     """Bytes of memory beyond what the input's size allows, for readers that make something large of something small."""
 
@@ -64,6 +66,7 @@ def target(
     also: Iterable[Callable[..., Any]] = (),
     repair: Repair | None = None,
     variant: str = "",
+    longest: int = 1 << 20,
     may_hold: int = 0,
     **arguments: object,
 ) -> Target:
@@ -80,6 +83,7 @@ def target(
         errors=errors,
         given=starts,
         repair=repair,
+        longest=longest,
         may_hold=may_hold,
     )
 

@@ -49,7 +49,7 @@ def mutated_input(target: Target, series: int, index: int) -> bytes:
         del data[limit:]
     if target.repair is not None and rng.random() < 0.6:
         target.repair(data)
-    return bytes(data)
+    return bytes(data[: target.longest])
 
 
 def _beginning(starts: Sequence[bytes], rng: Random) -> bytes:

@@ -13,6 +13,7 @@ from flota.fleet.selectors import parse_selector
 from flota.protocols import arduino_mdns, aws_jobs, aws_streams, cbor, espota, http_range, http_update, peer_text, viam
 from flota.protocols.ameba_push.receiver import PushReceiver, parse_file_info
 from flota.protocols.ddi import addresses, attributes, confirmation, deployment, feedback, poll, problem
+from flota.protocols.ddi.reading import MESSAGE_MAX_BYTES
 from flota.protocols.mqtt import packets, topics
 from flota.trust.canonical_json import parse_strict
 from flota.versions import parse_version, version_order
@@ -169,6 +170,9 @@ def both(value: object) -> tuple[str, bytes]:
     return json.dumps(value), cbor.pack_cbor(value)
 
 
+READ_SIZE = 64 * 1024
+"""Bytes that a listener takes off a connection at once, and that all headers of a request may have."""
+
 JSON_FORM, CBOR_FORM = aws_streams.StreamFormat.JSON, aws_streams.StreamFormat.CBOR
 BLOCK_REQUEST = aws_streams.BlockRequest(1, 1024, 0, 4, b"\x0f", 1, "token")
 BLOCK = aws_streams.Block(1, 2, b"payload")
@@ -207,14 +211,19 @@ TARGETS: tuple[Target, ...] = (
     target(addresses.action_id_of, ["https://h/T/controller/v1/d/deploymentBase/8?c=-5"]),
     target(addresses.parse_authorization, ["TargetToken abc", "GatewayToken abc"]),
     target(
-        cbor.parse_cbor, [cbor.pack_cbor(FEEDBACK), b"\x9f\x01\xff", b"\xbf\x61a\x7f\x61b\xff\xff", b"\xfb" + bytes(8)]
+        cbor.parse_cbor,
+        [cbor.pack_cbor(FEEDBACK), b"\x9f\x01\xff", b"\xbf\x61a\x7f\x61b\xff\xff", b"\xfb" + bytes(8)],
+        longest=MESSAGE_MAX_BYTES,
     ),
     target(http_range.parse_range, ["bytes=0-99", "bytes=-5", 'W/"a", "b"'], read=ranges),
     target(http_range.parse_content_range, ["bytes 0-99/1000", "bytes 5-9/*"]),
     target(http_range.parse_unsatisfied_content_range, ["bytes */1000"]),
     target(http_update.parse_mac, ["AA:bb:CC:dd:EE:01"]),
     target(
-        http_update.parse_request_headers, [ESP_HEADERS, ESP_HEADERS.replace("ESP32", "esp8266")], read=request_headers
+        http_update.parse_request_headers,
+        [ESP_HEADERS, ESP_HEADERS.replace("ESP32", "esp8266")],
+        read=request_headers,
+        longest=READ_SIZE,
     ),
     target(http_update.parse_answer_head, ["Content-Length: 900000\nx-MD5: " + "0f" * 16], read=answer_head),
     target(peer_text.clean_text, ["one line\r\nof\u202e text"]),
@@ -232,7 +241,7 @@ TARGETS: tuple[Target, ...] = (
     target(espota.parse_answer, ["OK", "AUTH " + "0f" * 16, "1460OK"], read=push_answered),
     target(espota.parse_auth, [espota.pack_auth(espota.AuthAnswer("0f" * 16, "0e" * 16))], nonce="0a" * 16),
     target(packets.parse_packet, [bytes([item[0]]) + item[2:] for item in MQTT_PACKETS[:4]], read=mqtt_packet),
-    target(packets.PacketReader.feed, MQTT_PACKETS, read=mqtt_stream),
+    target(packets.PacketReader.feed, MQTT_PACKETS, read=mqtt_stream, longest=READ_SIZE),
     target(topics.matches, ["a/+/# a/b/c", "$aws/things/+/jobs/# $aws/things/t/jobs/get"], read=topic_filters),
     target(aws_jobs.parse_jobs_request, [JOBS_UPDATE, "{}"], read=jobs_request),
     target(aws_jobs.parse_jobs_topic, ["$aws/things/pump-1/jobs/$next/get"]),

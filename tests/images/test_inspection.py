@@ -51,7 +51,7 @@ def zip_file() -> bytes:
         (b"\x10\xde\xcd\xfc" + bytes(60), ImageFormat.ESP_DELTA_PATCH),
         (b"\xcf\xb6\x88\x07" + bytes(508), ImageFormat.ESP_ENCRYPTED),
         (b"\x7fELF\x01\x01\x01" + bytes(45), ImageFormat.ELF),
-        (gzip.compress(b"x"), ImageFormat.GZIP),
+        (gzip.compress(b"x", mtime=0), ImageFormat.GZIP),
         (zip_file(), ImageFormat.ZIP),
         (struct.pack("<8I", 0x0A324655, 0x9E5D5157, 0x2000, 0x1000, 256, 0, 1, 0xD42BA06C), ImageFormat.UF2),
         (HEX_LINE, ImageFormat.INTEL_HEX),

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from itertools import combinations
@@ -10,16 +11,19 @@ from pathlib import Path
 import pytest
 
 from flota.errors import NotFound
+from flota.images.ameba import pack_ota_file, parse_image2
 from flota.images.esp_app import parse_app
 from flota.images.esp_chips import CHIP_NAMES
 from flota.images.inspection import inspect
 from flota.images.markers import find_markers
 from flota.images.model import ImageError, ImageFormat
 from flota.lab.sample_firmware import (
+    AMEBA_BUILT_VERSIONS,
     BEHAVIOURS,
     BUILT_VERSIONS,
     SAMPLE_PROJECT,
     built_elf,
+    sample_ameba,
     sample_app,
     sample_linux_file,
 )
@@ -124,6 +128,40 @@ def test_an_unknown_behaviour_or_chip_is_refused_with_the_names() -> None:
         sample_app("1.0.0", chip="esp99")
 
 
+@pytest.mark.parametrize("version", [*AMEBA_BUILT_VERSIONS, "7.1.0"])
+def test_the_ameba_image_is_a_whole_pair_of_both_cores_that_says_its_version(version: str) -> None:
+    image = sample_ameba(version)
+    assert sample_ameba(version) == image
+    parsed = parse_image2(image)
+    assert parsed.km0.segments[0].header.address == 0x0C000020
+    assert parsed.km4.segments[1].header.address == 0x10005000
+    behaviour = AMEBA_BUILT_VERSIONS.get(version, "healthy")
+    assert find_markers(image) == {"version": version, "behaviour": behaviour}
+    inspected = inspect(pack_ota_file(image))
+    assert (inspected.format, inspected.errors) == (ImageFormat.AMEBA_OTA, ())
+
+
+def test_the_entries_of_the_ameba_image_lie_in_the_code_of_their_core() -> None:
+    image = sample_ameba("2.0.0")
+    parsed = parse_image2(image)
+    for core in (parsed.km0, parsed.km4):
+        xip, ram = core.segments[:2]
+        (entry,) = struct.unpack_from("<I", image, ram.payload_offset)
+        assert entry & 1, "Thumb"
+        assert xip.header.address < entry < xip.header.address + xip.header.size
+
+
+@pytest.mark.parametrize("size", [12288, 65536, 1_024_000])
+def test_the_ameba_image_has_exactly_the_size_that_was_asked_for(size: int) -> None:
+    assert len(sample_ameba("2.0.0", size=size)) == size
+
+
+@pytest.mark.parametrize("size", [0, 4096, 65537])
+def test_an_ameba_image_too_small_or_not_of_whole_sectors_is_refused(size: int) -> None:
+    with pytest.raises(ImageError, match="4096"):
+        sample_ameba("2.0.0", size=size)
+
+
 @pytest.mark.parametrize(
     ("behaviour", "status"), [("healthy", 0), ("crash", -4), ("never-confirm", 0), ("lose-network", 1)]
 )
@@ -146,7 +184,8 @@ def test_the_linux_file_has_its_size_and_takes_no_version_that_could_run() -> No
 
 @pytest.mark.program
 def test_the_committed_elf_files_are_what_the_source_gives() -> None:
-    if shutil.which("riscv64-unknown-elf-gcc") is None:
-        pytest.skip("riscv64-unknown-elf-gcc is not installed")
+    for compiler in ("riscv64-unknown-elf-gcc", "arm-none-eabi-gcc"):
+        if shutil.which(compiler) is None:
+            pytest.skip(f"{compiler} is not installed")
     result = subprocess.run(["sh", FIRMWARE / "check.sh"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

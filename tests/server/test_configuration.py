@@ -49,6 +49,10 @@ def test_every_setting_can_be_given_in_the_file() -> None:
     stop_grace_s = 2.5
     device_requests_per_s = 8
     viam_quiet_s = 60
+    trusted_proxy = ["192.0.2.1", "2001:db8::/64"]
+    proxy_client_cert = "192.0.2.2"
+    proxy_authority = ["acme=0a1b", "0c2d"]
+    proxy_device_type = "pump"
     """
     file = read_configuration(text.encode(), "flota.toml")
     assert set(file) == {setting.key for setting in SETTINGS}
@@ -60,6 +64,9 @@ def test_every_setting_can_be_given_in_the_file() -> None:
     assert (made.max_artifact_bytes, made.stop_grace_s) == (32 << 20, 2.5)
     assert (made.device_requests_per_s, made.viam_quiet_s) == (8, 60)
     assert made.effective_database_url == "postgresql+asyncpg://flota@/flota"
+    assert [str(one) for one in made.trusted_proxies] == ["192.0.2.1/32", "2001:db8::/64", "192.0.2.2/32"]
+    assert [(one.tenant, one.authority) for one in made.proxy_authorities] == [("ACME", "0a1b"), ("DEFAULT", "0c2d")]
+    assert made.proxy_device_type == "pump"
 
 
 def test_names_may_come_as_one_variable() -> None:

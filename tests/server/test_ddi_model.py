@@ -1,4 +1,4 @@
-"""A model of the DDI with two devices of one name in two tenants: nothing of the one is seen or changed by the other."""
+"""A model of DDI: two devices of one name in two tenants, and nothing of the one is seen or moved by the other."""
 
 from __future__ import annotations
 
@@ -261,6 +261,6 @@ class TwoTenants(RuleBasedStateMachine):
 
 
 TwoTenants.TestCase.settings = settings(
-    max_examples=12, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=8, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
 test_two_tenants = TwoTenants.TestCase

@@ -323,7 +323,7 @@ def keep(answers: PollAnswers, device: Device) -> None:
     if answers.answer(request) is None:
         href = f'"http://flota.test/DEFAULT/controller/v1/{device.name}/configData"'
         body = b'{"config":{"polling":{"sleep":"00:05:00"}},"_links":{"configData":{"href":%s}}}' % href.encode()
-        ready = ReadyAnswer(body, b'"0%032x"' % device.id, b"application/hal+json", None, is_busy=False)
+        ready = ReadyAnswer(body, b'"0%032x"' % device.id, b"application/hal+json", None, None, is_busy=False)
         answers.remember(request, Scope(1, "x"), device, ready, address="192.0.2.1")
 
 

@@ -210,14 +210,14 @@ def partitions(
         print_table(("name", "kind", "offset", "size", "end"), rows)
     for finding in check_table(table, table_offset=place, flash_size=flash):
         warn(f"{finding.level}: {finding.text}")
+    if check:  # before anything is written: a build must not find a table that its app does not fit
+        _check_app(check, pack_table(table), as_json=as_json)
     if output:
         _write(output, csv_of(table).encode() if binary else pack_table(table))
-    if check:
-        _check_app(check, pack_table(table))
 
 
-def _check_app(path: Path, table: bytes) -> None:
-    """Print whether the app suits the table; leaves with status 1 when not."""
+def _check_app(path: Path, table: bytes, *, as_json: bool) -> None:
+    """Print whether the app suits the table, beside data on stderr only; leaves with status 1 when not."""
     from flota.boards.catalogue import BOARDS
     from flota.boards.fit import fit_check
     from flota.boards.model import TypeProfile
@@ -228,7 +228,11 @@ def _check_app(path: Path, table: bytes) -> None:
     found = inspect_bytes(data)
     board = BOARDS.get(found.chip or "", BOARDS["esp32"])
     reasons = fit_check(TypeProfile(board, table), found, file_size=len(data), version=found.version or "")
-    show_fit(f"{path.name} in every ota slot", reasons)
+    if not as_json:
+        show_fit(f"{path.name} in every ota slot", reasons)
+    for reason in reasons if as_json else ():
+        facts = [f"{name} {value}" for name in ("expected", "found") if (value := getattr(reason, name)) is not None]
+        warn(", ".join([f"{'error' if reason.blocking else 'warning'}: {reason.text}", *facts]))
     if any(reason.blocking for reason in reasons):
         raise typer.Exit(EXIT_FAILED)
 

@@ -325,7 +325,8 @@ def _read_partitions(board: str, path: Path | None) -> PartitionTable | None:
 
 def _factory_firmware(board: str, path: Path | None, state: Path) -> bytes | None:
     from flota.boards.catalogue import board as board_named
-    from flota.lab.sample_firmware import sample_app, sample_linux_file
+    from flota.boards.model import Route
+    from flota.lab.sample_firmware import sample_ameba, sample_app, sample_linux_file
 
     if path is not None:
         return _read(path)
@@ -334,6 +335,8 @@ def _factory_firmware(board: str, path: Path | None, state: Path) -> bytes | Non
     declared = board_named(board)
     if sys.stderr.isatty():
         warn("a blank device: our sample firmware 1.0.0 is put into it")
+    if Route.AMEBA_PUSH in declared.routes:
+        return sample_ameba("1.0.0")
     return sample_linux_file("1.0.0") if declared.chip is None else sample_app("1.0.0", chip=declared.chip)
 
 

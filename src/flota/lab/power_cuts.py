@@ -150,6 +150,14 @@ class _Proven(BaseException):
     """The life has reached a state from which it is known to end well."""
 
 
+class _WrongPlan(BaseException):
+    """A plan asked for a cut that the operation found there does not have: an error of whoever made the plan."""
+
+    def __init__(self, error: FlotaError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 @dataclass(frozen=True, slots=True)
 class GoodEnd:
     """How a life went on from some state: at which images its stages rested, after how many operations in all."""
@@ -265,7 +273,10 @@ class Journey:
         self._interrupted = False
 
     def run(self, position: Position | None = None, *, interrupted: bool = False) -> Verdict:
-        """Live from `position` (None = the very beginning) to the end, or to the first broken promise."""
+        """Live from `position` (None = the very beginning) to the end, or to the first broken promise.
+
+        Raises `InvalidInput` for a plan whose cut does not fit the operation that it comes to.
+        """
         self._position = position or Position()
         self._interrupted = interrupted
         power = self._device.power
@@ -275,6 +286,8 @@ class Journey:
                 pass
         except _Proven:
             pass
+        except _WrongPlan as wrong:
+            raise wrong.error from None
         finally:
             power.plan = None
         if not self._broken and self._known is not None:
@@ -415,7 +428,10 @@ class Journey:
         if self._record is not None:
             moment = Moment(self._position, operation, save(self._device), booting=running is None)
             self._record(moment)
-        return None if self._plan is None else self._plan(operation)
+        try:
+            return None if self._plan is None else self._plan(operation)
+        except FlotaError as error:
+            raise _WrongPlan(error) from None
 
     def _break(self, promise: Promise, text: str) -> bool:
         self._broken.append(Broken(promise, text))

@@ -177,11 +177,13 @@ def parse_request_headers(headers: Iterable[tuple[bytes, bytes]]) -> UpdateReque
     return UpdateRequest(chip=chips.pop(), **fields)  # type: ignore[arg-type]  # the table pairs fields and readers
 
 
+_PREFIXES: Final = tuple((chip, f"x-{chip.lower()}-".encode()) for chip in ChipFamily)
+
+
 def _update_headers(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[ChipFamily, str, bytes]]:
     for raw_name, value in headers:
         lowered = raw_name.lower()
-        for chip in ChipFamily:
-            prefix = b"x-" + chip.value.lower().encode() + b"-"
+        for chip, prefix in _PREFIXES:
             if lowered.startswith(prefix):
                 yield chip, clean_bytes(lowered.removeprefix(prefix), max_len=40), value.strip()
 

@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from flota.server.limits import RequestLimits
+from flota.server.poll_answers import ADMITTED
 from flota.server.problems import EXCEPTION_HANDLERS, UNEXPECTED, problem
 
 if TYPE_CHECKING:
@@ -84,15 +85,18 @@ class _Outermost:
         self._app = app
         self._metrics = context.metrics
         self._at_once = at_once
-        self._poll = context.poll_answers.answer
+        self._polls = context.poll_answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"nothing here speaks {scope['type']}")
         path: str = scope["path"]
-        answer = self._poll(scope)
-        if answer is None and self._at_once is not None:
-            answer = self._at_once(scope)
+        answer = self._polls.answer(scope)
+        if answer is None:
+            if ADMITTED in scope and self._polls.ask_again is not None:
+                answer = await self._polls.ask_again(scope, scope[ADMITTED])
+            elif self._at_once is not None:
+                answer = self._at_once(scope)
         if answer is not None:
             start, body = answer
             start["headers"].extend(COMMON_HEADERS)

@@ -2,7 +2,8 @@
 
 An answer was made by the ordinary way (limits, routing, authentication, database) and is given again only to a request
 that is the same in everything the ordinary way could look at: path, headers, scheme, address. It is dropped when a
-commit concerns the device, or when its time has come. Whatever is not plain, None sends the ordinary way.
+commit concerns the device, or when its time has come. If only what the device is to do may have changed, who asks is
+known still: then no more than that is read again. Whatever is not plain, None sends the ordinary way.
 Source: docs/adr/0014-polls-from-memory.md.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -56,6 +57,9 @@ REQUESTS_BURST: Final = 2000
 REQUESTS_PER_S: Final = 20.0
 """Per device, downloads apart. A busy client polls every 5 s and posts its log line by line."""
 
+ADMITTED: Final = "flota.poll-admitted"
+"""Set in a request that was let in, but to which no answer is kept."""
+
 _TICKET: Final = "flota.poll-ticket"
 _VOLATILE: Final = frozenset((b"if-none-match", b"x-request-id", b"traceparent", b"tracestate", b"date"))
 """Request headers that may differ from poll to poll: one is handled here, nothing looks at the others."""
@@ -63,20 +67,46 @@ _VOLATILE: Final = frozenset((b"if-none-match", b"x-request-id", b"traceparent",
 
 @dataclass(frozen=True, slots=True)
 class ReadyAnswer:
-    """A 200 that may be given again until `until` (None: until something changes); `is_busy`: it gives work to do."""
+    """A 200 that may be given again until `until` (None: until something changes); `is_busy`: it gives work to do.
+
+    From `admitted_until` on the request is not to be let in as it was.
+    """
 
     body: bytes
     etag: bytes
     media_type: bytes
     until: datetime | None
+    admitted_until: datetime | None
     is_busy: bool
+
+    def messages(self, condition: bytes) -> tuple[Message, Message]:
+        """Return the messages that answer a request with this If-None-Match header."""
+        return _messages(self.body, self.etag, self.media_type, condition)
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Who asks, by what was found out about the same request before: the device's id, its scope, where it asks from.
+
+    `condition` is the If-None-Match header of this request.
+    """
+
+    scope: Scope
+    device_id: int
+    address: str | None
+    until: datetime | None
+    condition: bytes
+
+
+AskAgain = Callable[["RequestScope", Admitted], Awaitable["tuple[Message, Message] | None"]]
 
 
 class _Known:
-    """A device's latest request that was let in, and the answer to it."""
+    """A device's latest request that was let in, and the answer to it; `body` is None when that may have changed."""
 
     __slots__ = (
         "address",
+        "admitted_until",
         "body",
         "device_id",
         "etag",
@@ -93,7 +123,8 @@ class _Known:
     scope: Scope
     rate_key: str
     address: str | None
-    body: bytes
+    admitted_until: datetime | None
+    body: bytes | None
     etag: bytes
     media_type: bytes
     valid_until: datetime | None
@@ -111,6 +142,8 @@ class PollAnswers:
     ) -> None:
         self.rates = DeviceRates(burst=REQUESTS_BURST, refill_per_s=REQUESTS_PER_S)
         self.hits = 0
+        self.ask_again: AskAgain | None = None
+        """Answers a request marked as `ADMITTED`, without asking again who it is."""
         self._sightings = sightings
         self._now = now
         self._max_age = None if max_age_s is None else timedelta(seconds=max_age_s)
@@ -139,32 +172,25 @@ class PollAnswers:
             return None
         fingerprint, condition = _read_request(request)
         now = self._now()
+        request[_TICKET] = self._sequence
         if (
             not hmac.compare_digest(fingerprint, known.fingerprint)
-            or (known.valid_until is not None and now >= known.valid_until)
+            or (known.admitted_until is not None and now >= known.admitted_until)
             or len(condition) > CONDITION_MAX_LEN
         ):
-            request[_TICKET] = self._sequence
             return None
         try:
             self.rates.take(known.rate_key, now=now)
         except TooManyRequests:
             return None
+        body = known.body
+        if body is None or (known.valid_until is not None and now >= known.valid_until):
+            request[ADMITTED] = Admitted(known.scope, known.device_id, known.address, known.admitted_until, condition)
+            return None
         if known.seen_due is None or now >= known.seen_due:
             self._note_seen(known, now)
         self.hits += 1
-        etag = known.etag
-        if condition and (condition == etag or none_match(condition.decode("latin-1"), etag.decode("latin-1"))):
-            start: Message = {"type": "http.response.start", "status": 304, "headers": [(b"etag", etag)]}
-            return start, {"type": "http.response.body", "body": b"", "more_body": False}
-        body = known.body
-        headers = [
-            (b"etag", etag),
-            (b"content-length", b"%d" % len(body)),
-            (b"content-type", known.media_type),
-        ]
-        start = {"type": "http.response.start", "status": 200, "headers": headers}
-        return start, {"type": "http.response.body", "body": body, "more_body": False}
+        return _messages(body, known.etag, known.media_type, condition)
 
     def remember(
         self, request: RequestScope, scope: Scope, device: Device, answer: ReadyAnswer, *, address: str | None
@@ -176,15 +202,11 @@ class PollAnswers:
         ticket: int | None = request.get(_TICKET)
         now = self._now()
         until = answer.until
+        admitted_until = answer.admitted_until
         if self._max_age is not None:
-            until = now + self._max_age if until is None else min(until, now + self._max_age)
+            admitted_until = now + self._max_age if admitted_until is None else min(admitted_until, now + self._max_age)
         is_plain = request["method"] == "GET" and not request["query_string"]
-        if (
-            ticket is None
-            or not is_plain
-            or self._changed_since(ticket, device)
-            or (until is not None and now >= until)
-        ):
+        if ticket is None or not is_plain or self._changed_since(ticket, device):
             return
         paths = self._paths.setdefault(scope.tenant_id, {})
         path: str = request["path"]
@@ -200,14 +222,15 @@ class PollAnswers:
         known.scope = scope
         known.rate_key = rate_key(request)
         known.address = address
-        known.body = answer.body
+        known.admitted_until = admitted_until
+        known.body = answer.body if until is None or now < until else None
         known.etag = answer.etag
         known.media_type = _MEDIA_TYPES.setdefault(answer.media_type, answer.media_type)
         known.valid_until = until
         known.seen_due = None if answer.is_busy else now + timedelta(seconds=SEEN_EVERY_S)
 
     def forget(self, changes: Changes) -> None:
-        """Drop the answers of whom these changes concern."""
+        """Drop the answers of whom these changes concern; and who they are, if that may have changed."""
         self._sequence += 1
         concerned = changes.work | changes.identity
         if changes.everything or changes.tenants or len(self._changed) + len(concerned) > CHANGES_REMEMBERED:
@@ -224,10 +247,14 @@ class PollAnswers:
             for path in self._paths.pop(tenant_id, {}).values():
                 del self._known[path]
         for paths in self._paths.values():
-            for device_id in concerned:
+            for device_id in changes.identity:
                 gone = paths.pop(device_id, None)
                 if gone is not None:
                     del self._known[gone]
+            for device_id in changes.work:
+                stale = paths.get(device_id)
+                if stale is not None:
+                    self._known[stale].body = None
 
     def _changed_since(self, ticket: int, device: Device) -> bool:
         return ticket < self._floor or self._changed.get(device.id, 0) > ticket
@@ -241,6 +268,15 @@ class PollAnswers:
         for path, known in list(islice(self._known.items(), DROPPED_AT_ONCE)):
             del self._known[path]
             del self._paths[known.scope.tenant_id][known.device_id]
+
+
+def _messages(body: bytes, etag: bytes, media_type: bytes, condition: bytes) -> tuple[Message, Message]:
+    if condition and (condition == etag or none_match(condition.decode("latin-1"), etag.decode("latin-1"))):
+        start: Message = {"type": "http.response.start", "status": 304, "headers": [(b"etag", etag)]}
+        return start, {"type": "http.response.body", "body": b"", "more_body": False}
+    headers = [(b"etag", etag), (b"content-length", b"%d" % len(body)), (b"content-type", media_type)]
+    start = {"type": "http.response.start", "status": 200, "headers": headers}
+    return start, {"type": "http.response.body", "body": body, "more_body": False}
 
 
 _MEDIA_TYPES: Final[dict[bytes, bytes]] = {}

@@ -136,9 +136,11 @@ class _Records(RecordUpdateListener):
         self._heard = heard
 
     def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
-        """Tell of SRV records of boards."""
+        """Tell of SRV records of boards; a record that is taken back (time to live 0) is no sign of life."""
         for update in records:
             name = update.new.name
+            if update.new.ttl == 0:
+                continue
             if getattr(update.new, "port", None) is not None and name.lower().endswith(SERVICE_TYPE):
                 self._heard(name)
 

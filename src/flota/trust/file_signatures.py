@@ -95,8 +95,13 @@ class FilePublicKey:
                 assert isinstance(key, rsa.RSAPublicKey)
                 key.verify(signature, digest, _padding_of(chosen), _PREHASHED)
         except InvalidSignature as error:
+            others = [other.value for other in self.algorithms if other is not chosen]
             raise FileSignatureWrong(
-                "the signature is wrong for this file and key", expected=f"{chosen} of {digest.hex()}"
+                "the signature is wrong for this file and key",
+                expected=f"{chosen} of {digest.hex()}",
+                hint=f"Nothing in it says how it was made: if it is {others[0]}, say so (--algorithm)."
+                if others
+                else None,
             ) from error
 
 

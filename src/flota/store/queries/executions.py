@@ -46,6 +46,49 @@ _WRITTEN: Final = (
 """Columns that a change may replace; the others are fixed when the wave opens."""
 
 
+_OF_DEVICES: Final = sa.and_(
+    executions.c.tenant_id == sa.bindparam("tenant_id"),
+    executions.c.device_id.in_(sa.bindparam("device_ids", expanding=True)),
+)
+
+_NEXT_EXECUTIONS: Final = (
+    _SELECT_EXECUTION.join(rollouts, rollouts.c.id == executions.c.rollout_id)
+    .join(releases, releases.c.id == executions.c.release_id)
+    .where(
+        _OF_DEVICES,
+        executions.c.state.in_(sorted(OPEN_STATES)),
+        devices.c.state == DeviceState.ACCEPTED.value,
+        devices.c.removed_at.is_(None),
+        sa.or_(
+            executions.c.state == ExecutionState.IN_PROGRESS.value,
+            sa.and_(
+                executions.c.state == ExecutionState.QUEUED.value,
+                rollouts.c.state == RolloutState.ACTIVE.value,
+                releases.c.state == ReleaseState.PUBLISHED.value,
+            ),
+        ),
+    )
+    .order_by(executions.c.state.desc(), executions.c.id.desc())  # of a device's rows the last counts: IN_PROGRESS
+)
+"""Built once: to build such a statement costs as much as to run it."""
+
+_RANKED: Final = (
+    sa.select(
+        executions.c.id,
+        sa.func.row_number()
+        .over(partition_by=executions.c.device_id, order_by=(executions.c.changed_at.desc(), executions.c.id.desc()))
+        .label("rank"),
+    )
+    .where(
+        _OF_DEVICES,
+        executions.c.state == sa.bindparam("wanted_state"),
+        executions.c.details[sa.bindparam("without_detail")].as_string().is_(None),
+    )
+    .subquery()
+)
+_LATEST_EXECUTIONS: Final = _SELECT_EXECUTION.join(_RANKED, _RANKED.c.id == executions.c.id).where(_RANKED.c.rank == 1)
+
+
 class ExecutionQueries(Queries):
     """One row a device and rollout. Every change checks the version it was decided on."""
 
@@ -89,45 +132,22 @@ class ExecutionQueries(Queries):
         What it is at work on is given whatever became of the rollout or the release, so that a cancel can be shown.
         Queued ones count only if their rollout is active and their release published.
         """
-        may_start = sa.and_(
-            executions.c.state == ExecutionState.QUEUED.value,
-            rollouts.c.state == RolloutState.ACTIVE.value,
-            releases.c.state == ReleaseState.PUBLISHED.value,
-        )
-        statement = (
-            _SELECT_EXECUTION.join(rollouts, rollouts.c.id == executions.c.rollout_id)
-            .join(releases, releases.c.id == executions.c.release_id)
-            .where(
-                executions.c.tenant_id == scope.tenant_id,
-                executions.c.device_id.in_(device_ids),
-                executions.c.state.in_(sorted(OPEN_STATES)),
-                devices.c.state == DeviceState.ACCEPTED.value,
-                devices.c.removed_at.is_(None),
-                sa.or_(executions.c.state == ExecutionState.IN_PROGRESS.value, may_start),
-            )
-            .order_by(executions.c.state.desc(), executions.c.id.desc())  # the last of a device counts: IN_PROGRESS
-        )
-        return {row.device_id: _execution(row) for row in await self._rows(statement)}
+        asked = {"tenant_id": scope.tenant_id, "device_ids": device_ids}
+        rows = (await self._connection.execute(_NEXT_EXECUTIONS, asked)).all()
+        return {row.device_id: _execution(row) for row in rows}
 
     async def latest_executions(
         self, scope: Scope, device_ids: Sequence[int], state: ExecutionState, *, without_detail: str
     ) -> Mapping[int, Execution]:
         """Return each device's last changed execution in `state` that lacks a detail; devices without are left out."""
-        rank = sa.func.row_number().over(
-            partition_by=executions.c.device_id, order_by=(executions.c.changed_at.desc(), executions.c.id.desc())
-        )
-        ranked = (
-            sa.select(executions.c.id, rank.label("rank"))
-            .where(
-                executions.c.tenant_id == scope.tenant_id,
-                executions.c.device_id.in_(device_ids),
-                executions.c.state == state.value,
-                executions.c.details[without_detail].as_string().is_(None),
-            )
-            .subquery()
-        )
-        statement = _SELECT_EXECUTION.join(ranked, ranked.c.id == executions.c.id).where(ranked.c.rank == 1)
-        return {row.device_id: _execution(row) for row in await self._rows(statement)}
+        asked = {
+            "tenant_id": scope.tenant_id,
+            "device_ids": device_ids,
+            "wanted_state": state.value,
+            "without_detail": without_detail,
+        }
+        rows = (await self._connection.execute(_LATEST_EXECUTIONS, asked)).all()
+        return {row.device_id: _execution(row) for row in rows}
 
     async def change_execution(
         self, scope: Scope, execution_id: int, expected_version: int, change: ExecutionChange, *, now: datetime

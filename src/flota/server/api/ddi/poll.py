@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from flota.errors import Unauthenticated
@@ -21,10 +22,13 @@ from flota.server.api.ddi.caller import Caller
 from flota.server.api.ddi.rendering import action_link, poll_sleep
 from flota.server.auth import digest_of_secret
 from flota.server.gathered import Gathered
-from flota.server.poll_answers import ReadyAnswer
-from flota.server.updates import Assignment, current_assignments, installed_executions, open_assignment
+from flota.server.poll_answers import ROUTE, Admitted, ReadyAnswer
+from flota.server.updates import Assignment, current_assignments, installed_executions, open_assignment, sight
 
 if TYPE_CHECKING:
+    from starlette.types import Message
+    from starlette.types import Scope as RequestScope
+
     from flota.server.context import ServerContext
 
 
@@ -48,29 +52,58 @@ class Polls:
     def __init__(self, context: ServerContext) -> None:
         self._context = context
         self._reads = Gathered(context.storage.reading, self._read)
+        context.poll_answers.ask_again = self.ask_again
 
     async def answer(self, caller: Caller) -> Response:
         """GET the controller base: links to what there is to do."""
-        context, scope = self._context, caller.scope
-        to_do = await self._reads.get(scope, caller.device.name)
+        to_do = await self._to_do(caller.scope, caller.device.name)
         if to_do is None or to_do.device.id != caller.device.id:
             raise Unauthenticated("the device has just been removed")
-        if to_do.assignment is not None and to_do.assignment.expired:
-            to_do = replace(to_do, assignment=await open_assignment(context, scope, to_do.device))
-        percent = context.settings.poll_jitter_percent
-        answer, until = poll_answer_of(to_do, caller.addresses, jitter_percent=percent, now=context.now())
-        response = whole_answer(caller.request, pack_poll_answer(answer))
+        admitted_until = _earliest(to_do.admitted_until, await self._gateway_until(caller))
+        response, ready = self._ready(caller.request, caller.addresses, to_do, admitted_until)
+        address = self._context.peer_address(caller.request)
+        self._context.poll_answers.remember(caller.request.scope, caller.scope, to_do.device, ready, address=address)
+        return unless_known(caller.request, response)
+
+    async def ask_again(self, scope: RequestScope, admitted: Admitted) -> tuple[Message, Message] | None:
+        """Return the answer to a request that is known to be this device's; None: let the ordinary way see to it."""
+        context = self._context
+        _, tenant, _, _, name = scope["path"].split("/")
+        try:
+            to_do = await self._to_do(admitted.scope, name)
+            if to_do is None or to_do.device.id != admitted.device_id:
+                return None
+            request = Request(scope)
+            addresses = DdiAddresses(context.public_base(scope), tenant, name)
+            _, ready = self._ready(request, addresses, to_do, admitted.until)
+        except Exception:  # noqa: BLE001 - the ordinary way will meet it again, and tell it
+            return None
+        sight(context, admitted.scope, to_do.device, route=ROUTE, address=admitted.address)
+        context.poll_answers.remember(scope, admitted.scope, to_do.device, ready, address=admitted.address)
+        return ready.messages(admitted.condition)
+
+    async def _to_do(self, scope: Scope, name: str) -> ToDo | None:
+        to_do = await self._reads.get(scope, name)
+        if to_do is not None and to_do.assignment is not None and to_do.assignment.expired:
+            return replace(to_do, assignment=await open_assignment(self._context, scope, to_do.device))
+        return to_do
+
+    def _ready(
+        self, request: Request, addresses: DdiAddresses, to_do: ToDo, admitted_until: datetime | None
+    ) -> tuple[Response, ReadyAnswer]:
+        percent = self._context.settings.poll_jitter_percent
+        answer, until = poll_answer_of(to_do, addresses, jitter_percent=percent, now=self._context.now())
+        response = whole_answer(request, pack_poll_answer(answer))
         headers = dict(response.raw_headers)
         ready = ReadyAnswer(
             body=bytes(response.body),
             etag=headers[b"etag"],
             media_type=headers[b"content-type"],
-            until=_earliest(until, await self._gateway_until(caller)),
+            until=until,
+            admitted_until=admitted_until,
             is_busy=to_do.assignment is not None,
         )
-        address = context.peer_address(caller.request)
-        context.poll_answers.remember(caller.request.scope, scope, to_do.device, ready, address=address)
-        return unless_known(caller.request, response)
+        return response, ready
 
     async def _read(self, transaction: Transaction, scope: Scope, names: Sequence[str]) -> Mapping[str, ToDo]:
         now = self._context.now()
@@ -107,8 +140,7 @@ def poll_answer_of(
     assignment, device = to_do.assignment, to_do.device
     link = None if assignment is None else action_link(assignment, addresses)
     sleep = poll_sleep(assignment, to_do.interval_s, now=now)
-    until = _earliest(to_do.admitted_until, sleep.valid_until)
-    seconds = sleep.seconds
+    until, seconds = sleep.valid_until, sleep.seconds
     if seconds == to_do.interval_s:  # it waits for no window that is near
         seconds, changes_at = jittered(seconds, device_id=device.id, percent=jitter_percent, now=now)
         until = _earliest(until, changes_at)

@@ -1,0 +1,233 @@
+"""The running gateway: workers for its devices, the network watch, metrics; devices come and go with the configuration.
+
+Stopping ends what waits at once and lets running pushes finish: a push that breaks leaves a board deaf.
+Source: docs/reference/gateway.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from flota.errors import FlotaError, InvalidInput
+from flota.gateway.ameba import DRIVER_NAME as AMEBA_DRIVER
+from flota.gateway.ameba import AmebaDriver
+from flota.gateway.artifact_cache import ArtifactCache
+from flota.gateway.configuration import GatewaySettings, credentials_of
+from flota.gateway.device_worker import DeviceWorker, Workshop, link_of
+from flota.gateway.driver import AdoptedDevice, LastHopDriver
+from flota.gateway.journal import Journal, one_gateway
+from flota.gateway.metrics import GatewayMetrics
+from flota.gateway.network_watch import watch_network
+from flota.gateway.sightings import SightingBook
+from flota.transports.ameba_push import PushLimits
+from flota.transports.http import http_client
+from flota.trust.trust_file import TRUST_FILE_MAX_BYTES, TrustedSigners, parse_trust_file
+
+RELOAD_LOOK_S: Final = 1.0
+STOP_GRACE_S: Final = 150.0
+"""How long running pushes may go on after the gateway was asked to stop: an erase and a slow write."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One device being served."""
+
+    device: AdoptedDevice
+    worker: DeviceWorker
+    stop: asyncio.Event
+    task: asyncio.Task[None]
+
+
+@dataclass(slots=True)
+class Gateway:
+    """A gateway with its settings; `reload` returns newer ones, or None while nothing has changed.
+
+    `book` is where signs of life arrive: who listens to more than mDNS writes into it.
+    """
+
+    settings: GatewaySettings
+    reload: Callable[[], GatewaySettings | None] | None = None
+    book: SightingBook = field(default_factory=SightingBook)
+    metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
+    push_limits: PushLimits | None = None
+    _turns: dict[str, _Turn] = field(default_factory=dict)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop`. Raises `Conflict` if another gateway has the state directory, `BadTrustFile`, ….
+
+        A device whose configuration no driver can serve is refused before anything begins.
+        """
+        settings = self.settings
+        signers = read_trust_files(settings.trust)
+        drivers = self.drivers()
+        for device in settings.devices:
+            driver_of(device, drivers).identify(device)
+        with one_gateway(settings.state):
+            async with http_client(cacert=settings.cacert) as client, http_client(cacert=settings.cacert) as fetching:
+                rng = random.Random()  # noqa: S311 - jitter of waits, nothing secret
+                cache = ArtifactCache(settings.state / "cache", fetching, max_bytes=settings.cache_bytes, rng=rng)
+                shop = Workshop(
+                    journal=Journal(settings.state),
+                    cache=cache,
+                    signers=signers,
+                    metrics=self.metrics,
+                    patience=settings.patience,
+                    pushes=asyncio.Semaphore(settings.pushes_at_once),
+                    server=settings.server,
+                    rng=rng,
+                )
+                self.metrics.watch(cache, self.book)
+
+                def begin(device: AdoptedDevice) -> _Turn:
+                    driver = driver_of(device, drivers)
+                    credentials = credentials_of(self.settings, device)
+                    link = link_of(client, device, settings.server, settings.tenant, credentials)
+                    worker = DeviceWorker(device, driver, link, shop)
+                    ending = asyncio.Event()
+                    _log.info("gateway.serving", device=device.name, by=driver.identify(device))
+                    return _Turn(device, worker, ending, asyncio.ensure_future(worker.run(ending)))
+
+                await self._serve(stop, begin)
+
+    def drivers(self) -> dict[str, LastHopDriver]:
+        """Return the drivers by name. Another kind of device is one more line here."""
+        return {AMEBA_DRIVER: AmebaDriver(self.book, limits=self.push_limits)}
+
+    async def _serve(self, stop: asyncio.Event, begin: Callable[[AdoptedDevice], _Turn]) -> None:
+        settings = self.settings
+        with self._metrics_listener():
+            watching = asyncio.ensure_future(self._watch(stop, settings.interfaces)) if settings.listens else None
+            self._reconcile(settings.devices, begin)
+            _log.info("gateway.running", server=settings.server, devices=len(self._turns))
+            try:
+                while not stop.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(RELOAD_LOOK_S):
+                            await stop.wait()
+                    self._reload(begin)
+            finally:
+                await self._end()
+                if watching is not None:
+                    watching.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await watching
+
+    async def _watch(self, stop: asyncio.Event, interfaces: Sequence[str] | None) -> None:
+        """Listen by mDNS; a machine without it still serves fixed addresses, and says what it lacks."""
+        try:
+            await watch_network(self.book, stop, interfaces=interfaces)
+        except OSError as error:
+            _log.error("gateway.no_mdns", error=error.strerror or str(error))
+
+    def _reload(self, begin: Callable[[AdoptedDevice], _Turn]) -> None:
+        for name, turn in list(self._turns.items()):
+            if turn.task.done():
+                error = None if turn.task.cancelled() else turn.task.exception()
+                if error is not None and not isinstance(error, FlotaError):
+                    raise error
+                if error is not None:
+                    _log.error("gateway.device_out", device=name, error=str(error))
+                del self._turns[name]
+        if self.reload is None:
+            return
+        try:
+            changed = self.reload()
+        except FlotaError as error:
+            _log.error("gateway.configuration_refused", error=str(error))
+            return
+        if changed is not None:
+            self.settings = changed
+            _log.info("gateway.configuration_read", devices=len(changed.devices))
+            self._reconcile(changed.devices, begin)
+
+    def _reconcile(self, devices: Sequence[AdoptedDevice], begin: Callable[[AdoptedDevice], _Turn]) -> None:
+        """Begin with new devices, end with those that are gone or changed; the latter begin again at the next look."""
+        wanted = {device.name: device for device in devices}
+        for name, turn in self._turns.items():
+            if wanted.get(name) != turn.device:
+                turn.stop.set()
+                if not turn.worker.is_pushing:
+                    turn.task.cancel()
+        for name, device in wanted.items():
+            if name not in self._turns:
+                try:
+                    self._turns[name] = begin(device)
+                except FlotaError as error:
+                    _log.error("gateway.device_refused", device=name, error=str(error))
+        self.metrics.devices.set(len(wanted))
+
+    async def _end(self) -> None:
+        for turn in self._turns.values():
+            turn.stop.set()
+            if not turn.worker.is_pushing:
+                turn.task.cancel()
+        tasks = [turn.task for turn in self._turns.values()]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=STOP_GRACE_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        _log.info("gateway.stopped")
+
+    @contextlib.contextmanager
+    def _metrics_listener(self) -> Iterator[None]:
+        if self.settings.metrics is not None:
+            host, wanted = self.settings.metrics
+            try:
+                port, _ = self.metrics.serve(host, wanted)
+            except OSError as error:
+                raise InvalidInput(f"cannot listen at {host}:{wanted}", found=error.strerror or str(error)) from error
+            _log.info("gateway.metrics", url=f"http://{host}:{port}/metrics")
+        yield
+
+
+def driver_of(device: AdoptedDevice, drivers: dict[str, LastHopDriver]) -> LastHopDriver:
+    """Return a device's driver. Raises `InvalidInput` with the names there are."""
+    driver = drivers.get(device.driver)
+    if driver is None:
+        raise InvalidInput(f"{device.name}: no such driver", expected=", ".join(drivers), found=repr(device.driver))
+    return driver
+
+
+def read_trust_files(paths: Sequence[Path]) -> tuple[TrustedSigners, ...]:
+    """Return what the trust files say. Raises `InvalidInput` without any, or for one that cannot be read."""
+    if not paths:
+        raise InvalidInput(
+            "a gateway needs to know whom it trusts",
+            expected="--trust FILE",
+            hint="The boards behind it check no signature. Make the file with `flota key create --trust`.",
+        )
+    found = []
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                found.append(parse_trust_file(file.read(TRUST_FILE_MAX_BYTES + 1)))
+        except OSError as error:
+            raise InvalidInput(f"cannot read {path}", found=error.strerror or str(error)) from error
+    return tuple(found)
+
+
+async def run_until_signal(gateway: Gateway) -> None:
+    """Run a gateway until SIGTERM or SIGINT; a second signal ends the process at once."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def asked(number: signal.Signals) -> None:
+        stop.set()
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked, number)
+    await gateway.run(stop)

@@ -1,0 +1,377 @@
+"""The kept mutants: what is broken on purpose, where, and what has to notice it.
+
+`lines` name devices for the sweep (the cut in them does not matter), `tests` are for pytest. `fast` ones are judged in
+the suite; `make mutants` judges all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OTA = "src/flota/virtual/esp_ota.py"
+BOOT = "src/flota/virtual/boot/esp_idf.py"
+BOARD = "src/flota/virtual/esp_board.py"
+SLOTS = "src/flota/virtual/esp_slots.py"
+ENTRY = "src/flota/images/esp_otadata.py"
+DEVICE = "src/flota/virtual/device.py"
+FLASH = "src/flota/virtual/flash.py"
+NVS = "src/flota/images/esp_nvs_writing.py"
+RDK = "src/flota/virtual/agents/viam_micro_rdk.py"
+HTTPS = "src/flota/virtual/agents/esp_https_ota.py"
+TWO_FILES = "src/flota/virtual/boot/two_files.py"
+
+
+def line(agent: str, rollback: str, scenario: str) -> str:
+    board = "esp32" if agent == "micro-rdk" else "esp32-c3"
+    return (
+        f"flota-cuts-1 board={board} agent={agent} rollback={rollback} image=20480 scenario={scenario} cuts=0:before"
+    )
+
+
+RDK_PLAIN = line("micro-rdk", "off", "two-updates")
+RDK_PLAIN_REFUSED = line("micro-rdk", "off", "refused")
+RDK_CRASH = line("micro-rdk", "on", "crash")
+C3_PLAIN = line("esp-https-ota", "off", "two-updates")
+C3_ROLLBACK = line("esp-https-ota", "on", "two-updates")
+C3_CRASH = line("esp-https-ota", "on", "crash")
+C3_ANTI = line("esp-https-ota", "anti", "two-updates")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One edit of one file: `old` (there exactly once) becomes `new`; `breaks` says which rule that breaks."""
+
+    name: str
+    breaks: str
+    file: str
+    old: str
+    new: str
+    lines: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
+    fast: bool = False
+
+
+MUTANTS = (
+    # --- the boot loader ----------------------------------------------------------------------------------------------
+    Mutant(
+        "boots-the-lower-number",
+        "the entry with the higher sequence number wins",
+        BOOT,
+        "active = max(eligible, key=lambda sector: (entries[sector].seq, -sector), default=None)",
+        "active = min(eligible, key=lambda sector: (entries[sector].seq, -sector), default=None)",
+        (RDK_PLAIN,),
+        fast=True,
+    ),
+    Mutant(
+        "trial-is-never-marked",
+        "a NEW app becomes PENDING_VERIFY before it starts",
+        BOOT,
+        "if build.rolls_back and state == OtaState.NEW:",
+        "if False and build.rolls_back and state == OtaState.NEW:",
+        (C3_CRASH,),
+        fast=True,
+    ),
+    Mutant(
+        "trial-never-ends",
+        "a PENDING_VERIFY app is given up at the next reset",
+        BOOT,
+        "if entries[sector].state == OtaState.PENDING_VERIFY:",
+        "if False and entries[sector].state == OtaState.PENDING_VERIFY:",
+        (RDK_CRASH,),
+    ),
+    Mutant(
+        "failed-trial-counts-as-good",
+        "a failed trial is noted as ABORTED",
+        BOOT,
+        "writes.append(SetState(sector, OtaState.ABORTED))",
+        "writes.append(SetState(sector, OtaState.VALID))",
+        (C3_CRASH,),
+    ),
+    Mutant(
+        "falls-back-to-nothing",
+        "an image that does not load is passed over",
+        BOARD,
+        "                refused.append(f\"{partition.label}: {reason}\")\n                continue\n",
+        "                refused.append(f\"{partition.label}: {reason}\")\n                break\n",
+        tests=("tests/virtual/test_esp_board.py", "tests/golden/test_boot_vectors.py"),
+    ),
+    Mutant(
+        "boots-anything",
+        "the boot loader verifies what it starts",
+        BOARD,
+        "            refuse_illegal_load_addresses(self._verified(partition), self.chip)\n        except ImageError as error:",
+        "            walk_image(self.flash.read(partition.address, partition.size))\n        except ImageError as error:",
+        tests=("tests/virtual/test_esp_board.py",),
+    ),
+    Mutant(
+        "first-boot-is-not-noted",
+        "the slot that boots with a blank otadata is written down",
+        BOOT,
+        "if not decision.initial or loaded < 0:",
+        "if True or not decision.initial or loaded < 0:",
+        tests=("tests/virtual/test_esp_board.py", "tests/golden/test_boot_vectors.py"),
+    ),
+    Mutant(
+        "every-boot-writes",
+        "a boot that changes nothing writes nothing",
+        BOOT,
+        "    if not decision.initial or loaded < 0:\n        return ()\n    entry",
+        "    if loaded < 0:\n        return ()\n    entry",
+        (RDK_PLAIN,),
+        fast=True,
+    ),
+    Mutant(
+        "counter-before-the-trial",
+        "the anti-rollback counter moves after the confirmation only",
+        BOOT,
+        "if versions is not None and state == OtaState.VALID:",
+        "if versions is not None and state in (OtaState.NEW, OtaState.VALID):",
+        (C3_ANTI,),
+    ),
+    Mutant(
+        "torn-number-is-believed",
+        "an entry without a right CRC does not count",
+        ENTRY,
+        "return not self.invalid and self.crc_ok",
+        "return not self.invalid",
+        (C3_CRASH,),
+        fast=True,
+    ),
+    Mutant(
+        "trial-that-stays-new",
+        "two files: a NEW slot is put on trial before it starts",
+        TWO_FILES,
+        "elif entry is not None and entry.state is SlotState.NEW:",
+        "elif entry is not None and entry.state is SlotState.VALID:",
+        tests=("tests/virtual/test_two_files.py",),
+    ),
+    # --- the OTA calls ------------------------------------------------------------------------------------------------
+    Mutant(
+        "verifies-nothing",
+        "an image is verified before it is chosen",
+        BOARD,
+        "        try:\n            self._verified(partition)\n        except ImageError as error:\n            return str(error)\n"
+        "        return None\n\n    def _why_not_loadable",
+        "        return None\n\n    def _why_not_loadable",
+        (RDK_PLAIN_REFUSED,),
+        fast=True,
+    ),
+    Mutant(
+        "writes-without-erasing",
+        "a program needs erased flash",
+        OTA,
+        "            self._flash.erase(handle.partition.address, length)\n            handle.erased_to = length",
+        "            handle.erased_to = length",
+        (RDK_PLAIN,),
+    ),
+    Mutant(
+        "forgets-a-sector",
+        "each sector is erased before it is written",
+        OTA,
+        "        while handle.sequential and handle.erased_to < end:",
+        "        while handle.sequential and handle.erased_to + self._flash.sector_size < end:",
+        (C3_PLAIN,),
+    ),
+    Mutant(
+        "updates-the-running-slot",
+        "the update goes to another slot than the running one",
+        OTA,
+        "return next((index for index in slots if index > self.running), slots[0])",
+        "return next((index for index in slots if index >= self.running), slots[0])",
+        (RDK_PLAIN,),
+    ),
+    Mutant(
+        "erases-both-entries",
+        "one of the two entries survives every rewrite",
+        OTA,
+        "        self.erase(sector)\n        self._flash.program(",
+        "        self.erase(1 - sector)\n        self.erase(sector)\n        self._flash.program(",
+        (C3_CRASH, C3_ROLLBACK),
+    ),
+    Mutant(
+        "rewrites-the-active-entry",
+        "a new choice goes to the other sector",
+        OTA,
+        "sector, seq = 1 - active, next_seq(entries[active].seq, index, self._count)",
+        "sector, seq = active, next_seq(entries[active].seq, index, self._count)",
+        (C3_CRASH, RDK_CRASH),
+        ("tests/golden/test_boot_vectors.py",),
+    ),
+    Mutant(
+        "number-of-the-wrong-slot",
+        "the new sequence number names the slot that was written",
+        OTA,
+        "    candidate = (index + 1) % ota_count",
+        "    candidate = (index + 2) % ota_count",
+        (RDK_PLAIN,),
+    ),
+    Mutant(
+        "number-does-not-rise",
+        "the new sequence number is above the active one",
+        OTA,
+        "self._otadata.rewrite(sector, OtaEntry.for_seq(seq, state, label=entries[sector].label))",
+        "self._otadata.rewrite(sector, OtaEntry.for_seq(min(seq, 2), state, label=entries[sector].label))",
+        (RDK_PLAIN,),
+        fast=True,
+    ),
+    Mutant(
+        "new-app-needs-no-trial",
+        "in a rollback build a choice is NEW",
+        OTA,
+        "state = OtaState.NEW if self.build.rolls_back else OtaState.UNDEFINED",
+        "state = OtaState.UNDEFINED",
+        (C3_CRASH,),
+    ),
+    Mutant(
+        "confirmation-is-lost",
+        "confirming makes the entry VALID",
+        OTA,
+        "self._otadata.rewrite(active, replace(entries[active], state=OtaState.VALID))",
+        "self._otadata.rewrite(active, replace(entries[active], state=OtaState.PENDING_VERIFY))",
+        (C3_ROLLBACK,),
+    ),
+    Mutant(
+        "program-before-erase",
+        "an entry is erased before it is programmed",
+        OTA,
+        "        self.erase(sector)\n        self._flash.program(self._address + ENTRY_OFFSETS[sector], pack_entry(entry))",
+        "        self._flash.program(self._address + ENTRY_OFFSETS[sector], pack_entry(entry))\n        self.erase(sector)",
+        (RDK_PLAIN,),
+    ),
+    Mutant(
+        "begin-erases-the-active-entry",
+        "beginning an update costs the inactive entry at most",
+        OTA,
+        "        if not names_a_slot(other) or other.slot_index(self._count) == self.running:\n            return None\n"
+        "        return 1 - active",
+        "        return active",
+        (C3_CRASH,),
+        ("tests/golden/test_boot_vectors.py",),
+    ),
+    # --- the agents and the app ---------------------------------------------------------------------------------------
+    Mutant(
+        "chosen-before-written",
+        "a slot is chosen after its image is whole",
+        RDK,
+        "            writer = await self._slots.begin_erased(self._slot)\n",
+        "            self._slots.ota.set_boot(self._slots.ota.next_update_partition())\n"
+        "            writer = await self._slots.begin_erased(self._slot)\n",
+        (RDK_PLAIN,),
+    ),
+    Mutant(
+        "tag-before-choice",
+        "the tag is stored after the slot is chosen",
+        RDK,
+        "        self._slots.set_boot(self._slot)\n        nvs = self._slots.nvs\n",
+        "        nvs = self._slots.nvs\n"
+        "        if nvs is not None:\n"
+        "            nvs.set_string(NVS_NAMESPACE, NVS_VERSION_KEY, self._service.version)\n"
+        "        self._slots.set_boot(self._slot)\n",
+        (RDK_PLAIN,),
+        fast=True,
+    ),
+    Mutant(
+        "tag-is-never-stored",
+        "what was installed is remembered",
+        RDK,
+        "        nvs.set_string(NVS_NAMESPACE, NVS_VERSION_KEY, self._service.version)\n        stored",
+        "        stored",
+        (RDK_PLAIN,),
+    ),
+    Mutant(
+        "erases-as-it-goes",
+        "micro-RDK erases the whole slot: no leftovers follow a shorter image",
+        SLOTS,
+        "handle = self.ota.begin(self._partition(slot).index, SIZE_UNKNOWN)",
+        "handle = self.ota.begin(self._partition(slot).index, WITH_SEQUENTIAL_WRITES)",
+        (RDK_PLAIN_REFUSED,),
+    ),
+    Mutant(
+        "progress-ahead-of-flash",
+        "progress is noted after the bytes are in flash",
+        HTTPS,
+        '{"slot": writer.slot, "written": writer.durable, "etag": fetch.etag}',
+        '{"slot": writer.slot, "written": writer.durable + 4096, "etag": fetch.etag}',
+        (line("esp-https-ota", "off", "two-updates").replace("20480", "73728"),),
+    ),
+    Mutant(
+        "tries-the-rolled-back-again",
+        "a version that was rolled back is not installed again",
+        HTTPS,
+        "if version == self._rolled_back_version(context):",
+        'if version == "":',
+        (C3_CRASH,),
+    ),
+    Mutant(
+        "choice-is-forgotten",
+        "the new slot is chosen",
+        HTTPS,
+        "        slots.set_boot(slot)\n        await context.pace.pay()\n",
+        "        await context.pace.pay()\n",
+        (C3_PLAIN,),
+    ),
+    Mutant(
+        "confirms-before-the-self-test",
+        "self-test first, then confirmation",
+        DEVICE,
+        "        if behaviour is Behaviour.CRASH:\n            await self._panic(app)\n",
+        "        if app.awaits_confirmation:\n            slots.confirm()\n"
+        "        if behaviour is Behaviour.CRASH:\n            await self._panic(app)\n",
+        (C3_CRASH,),
+        fast=True,
+    ),
+    Mutant(
+        "never-confirms",
+        "a healthy app confirms itself",
+        DEVICE,
+        "            slots.confirm()\n            await self._pace.pay()\n",
+        "            await self._pace.pay()\n",
+        (C3_ROLLBACK,),
+    ),
+    # --- NVS ----------------------------------------------------------------------------------------------------------
+    Mutant(
+        "struck-out-before-written",
+        "a new value is written before the old one is struck out",
+        NVS,
+        "    writer.append(index, ItemType.STRING, key_bytes(key, \"key\"), content)\n"
+        "    writer.strike_out_older(index, key_bytes(key, \"key\"))\n",
+        "    for item in writer._now.items:\n"
+        "        if item.key == key_bytes(key, \"key\"):\n"
+        "            writer._strike_out(item)\n"
+        "    writer.append(index, ItemType.STRING, key_bytes(key, \"key\"), content)\n",
+        tests=("tests/properties/test_esp_nvs_and_secure_boot.py",),
+    ),
+    # --- the flash model itself ---------------------------------------------------------------------------------------
+    Mutant(
+        "cut-after-loses-the-operation",
+        "a cut after an operation leaves it done",
+        FLASH,
+        "        if cut.phase is CutPhase.AFTER:\n            self._memory[start:end] = operation.after\n            return",
+        "        if cut.phase is CutPhase.AFTER:\n            return",
+        tests=("tests/virtual/test_flash.py",),
+    ),
+    Mutant(
+        "tears-are-whole",
+        "an interrupted operation leaves a part",
+        FLASH,
+        "        self._memory[start:end] = cut.tear(before, operation.after)",
+        "        self._memory[start:end] = operation.after",
+        tests=("tests/virtual/test_flash.py",),
+    ),
+    Mutant(
+        "code-lives-on-after-a-cut",
+        "nothing works until the power is back",
+        FLASH,
+        '        if not self.on:\n            raise PowerCut("the device has no power")',
+        "        return",
+        tests=("tests/virtual/test_flash.py",),
+    ),
+    Mutant(
+        "programs-set-bits",
+        "a program only clears bits",
+        FLASH,
+        "            if int.from_bytes(before) & new != new:",
+        "            if int.from_bytes(before) & new != new and not new:",
+        tests=("tests/virtual/test_flash.py",),
+    ),
+)
