@@ -1,7 +1,7 @@
 """Polls of hawkBit clients: how many a second, how late, at what memory; server and fleet share this machine's CPUs.
 
-Run: python benchmarks/poll.py [--devices 10000] [--many 100000] [--rounds 3]. Beside each rate of unchanged polls stands
-that of a handler on the same server that looks at nothing: their ratio is what the handling costs on any machine.
+Run: python benchmarks/poll.py [--devices 10000] [--many 100000] [--rounds 3]. Beside each rate of unchanged polls
+stands that of a handler on the same server that looks at nothing: their ratio is what the handling costs anywhere.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ if not __package__:
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import hashlib
 import json
@@ -24,10 +25,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from benchmarks._poll_load import Figures, Plan, device_name, secret_of
 from benchmarks._side_by_side import Rival, resident_mib
+
+if TYPE_CHECKING:
+    from flota.digests import FileDigests
+    from flota.fleet.releases import Release
+    from flota.fleet.scope import Scope
+    from flota.fleet.storage import Transaction
 
 ROOT = Path(__file__).parent.parent
 BATCH = 5000
@@ -175,6 +183,7 @@ def flota_up(devices: int) -> Iterator[Up]:
     """Run `flota up` over a database with so many devices, a published release and a gateway's token."""
     with tempfile.TemporaryDirectory(prefix="flota-bench-") as directory:
         data = Path(directory) / "data"
+        (data / "artifacts").mkdir(parents=True)
         asyncio.run(prepare(data, devices))
         command = [sys.executable, "-m", "flota", "up", "--data", str(data), "--http", ":0", "--https", ":0", "--json"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -202,17 +211,15 @@ def constant_answer() -> Iterator[Up]:
 
 
 async def prepare(data: Path, devices: int) -> None:
-    """Write what the fleet needs straight into the database: through the API it would take longer than the benchmark."""
+    """Write what the fleet needs straight into the database: the API would take longer than the benchmark."""
     from flota.fleet.devices import DeviceState, UnknownDevices
     from flota.fleet.releases import Artifact, ReleaseState
     from flota.fleet.scope import Scope
-    from flota.fleet.storage import NewDevice, NewDeviceType, NewGatewayToken, NewRelease
+    from flota.fleet.storage import NewDevice, NewDeviceType, NewGatewayToken
     from flota.server.first_start import ensure_tenant
     from flota.store.artifacts import ArtifactStore
     from flota.store.database import Database
 
-    data.mkdir(parents=True)
-    (data / "artifacts").mkdir()
     now = datetime.now(UTC)
     with ArtifactStore(data / "artifacts").upload() as upload:
         upload.write(b"\xe9" + bytes(5000))
@@ -237,7 +244,7 @@ async def prepare(data: Path, devices: int) -> None:
                 await tx.add_devices(scope, new, now=now)
 
 
-async def publish(tx, scope, digests, now):
+async def publish(tx: Transaction, scope: Scope, digests: FileDigests, now: datetime) -> Release:
     """Return a published release, signed by a key that is made for it."""
     from flota.fleet.devices import TrustedSigner
     from flota.fleet.releases import ReleaseSignature, ReleaseState
@@ -253,15 +260,8 @@ async def publish(tx, scope, digests, now):
     release = await tx.add_release(
         scope, NewRelease("pump", "2.0.0", sequence, digests.sha256, manifest, None, filename="pump.bin"), now=now
     )
-    signature = key.sign(manifest)
-    import base64
-
-    await tx.add_signature(
-        scope,
-        release.id,
-        ReleaseSignature(key.key_id, "ed25519", base64.b64encode(signature.signature).decode()),
-        now=now,
-    )
+    signature = base64.b64encode(key.sign(manifest).signature).decode()
+    await tx.add_signature(scope, release.id, ReleaseSignature(key.key_id, "ed25519", signature), now=now)
     await tx.set_release_state(scope, release.id, ReleaseState.SIGNED, now=now)
     return await tx.set_release_state(scope, release.id, ReleaseState.PUBLISHED, now=now)
 

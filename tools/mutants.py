@@ -2,8 +2,8 @@
 
     python tools/mutants.py [--only NAME …] [--fast] [--list]
 
-A mutant is a named edit of one source file. It is applied to a copy of `src`, and the sweep or the tests named beside it
-run against the copy: they have to fail. A mutant whose old text is no longer in the file, or is there twice, is an
+A mutant is a named edit of one source file. It is applied to a copy of `src`, and the sweep or the tests named beside
+it run against the copy: they have to fail. A mutant whose old text is no longer in the file, or is there twice, is an
 error: the table would prove nothing. The table is `tests/mutants/table.py`.
 """
 
@@ -119,7 +119,9 @@ def main() -> int:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for mutant, how, error, seconds in pool.map(judge, mutants):
             caught += how is not None
-            print(f"{'caught  ' if how else 'ERROR   ' if error else 'SURVIVED'} {mutant.name} ({seconds:.1f} s)", end="")
+            print(
+                f"{'caught  ' if how else 'ERROR   ' if error else 'SURVIVED'} {mutant.name} ({seconds:.1f} s)", end=""
+            )
             print(f": {how or error or mutant.breaks}", flush=True)
     print(f"{caught} of {len(mutants)} mutants caught" + ("" if caught == len(mutants) else ": NOT ALL"))
     return 0 if mutants and caught == len(mutants) else 1

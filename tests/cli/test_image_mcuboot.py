@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flota.cli.app import main
+from flota.images.intel_hex import parse_hex
 from flota.images.mcuboot import ImageKeyKind, parse_image, read_trailer, signed_facts
 from flota.trust.mcuboot_signatures import verify_image
 from tests.images.elf_samples import small_elf
@@ -184,6 +185,22 @@ def test_hex_and_elf_are_packed_as_the_bytes_they_hold(firmware: Path, tmp_path:
     assert signed_facts(parse_image(out.read_bytes())).security_counter is None
     assert flota("image", "convert", out, "-o", hex_file, "--at", "0") == 0
     assert flota("image", "verify", hex_file, "--public-key", public) == 0
+
+
+def test_intel_hex_goes_out_at_the_address_that_the_firmware_came_with(firmware: Path, tmp_path: Path) -> None:
+    hex_file, signed, plain, out = (tmp_path / name for name in ("fw.hex", "signed.hex", "plain.bin", "out.bin"))
+    assert flota("image", "convert", firmware, "-o", hex_file, "--at", "0x8000200") == 0
+    assert pack(hex_file, signed, "--unsigned", "--pad-header") == 0
+    assert pack(hex_file, plain, "--unsigned", "--pad-header") == 0
+    held = parse_hex(signed.read_bytes())
+    assert held.start == 0x8000000
+    assert flota("image", "convert", signed, "-o", out) == 0
+    assert out.read_bytes() == plain.read_bytes()
+    signed.unlink()
+    assert pack(firmware, signed, "--unsigned", "--pad-header") == 1  # plain bytes have no address
+    assert flota("image", "convert", firmware, "-o", hex_file, "--at", "0x10") == 0
+    assert pack(hex_file, signed, "--unsigned", "--pad-header") == 1  # nor is there room for a header below 0x10
+    assert not signed.exists()
 
 
 def test_an_elf_for_more_than_the_slot_is_refused_before_its_gaps_are_filled(

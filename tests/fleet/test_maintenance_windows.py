@@ -35,9 +35,7 @@ def schedules(draw: st.DrawFn) -> MaintenanceSchedule:
 
 
 FIRST, LAST = datetime(2020, 1, 1), datetime(2035, 1, 1)  # noqa: DTZ001 - Hypothesis adds the zone
-moments = st.datetimes(FIRST, LAST, timezones=st.just(UTC)).map(
-    lambda moment: moment.replace(microsecond=0)
-)
+moments = st.datetimes(FIRST, LAST, timezones=st.just(UTC)).map(lambda moment: moment.replace(microsecond=0))
 
 
 def is_open_by_the_book(schedule: MaintenanceSchedule, now: datetime) -> bool:

@@ -33,7 +33,7 @@ HEX_LINE = b":10010000214601360121470136007EFE09D2190140\r\n:00000001FF\r\n"
 def zip_file() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("app.bin", b"x")
+        archive.writestr(zipfile.ZipInfo("app.bin"), b"x")  # the same date each time
     return file.getvalue()
 
 

@@ -45,21 +45,25 @@ class SmallAbDevice:
         self.flash = SweptFlash(6 * SECTOR, sector_size=SECTOR)
         self.power = self.flash.power
         self.chips: Mapping[str, Chip] = {"flash": self.flash}
-        self.regions: Sequence[Region] = tuple(Region(name, at, SLOT_SECTORS * SECTOR, SECTOR) for name, at in SLOTS.items())
+        self.regions: Sequence[Region] = tuple(
+            Region(name, at, SLOT_SECTORS * SECTOR, SECTOR) for name, at in SLOTS.items()
+        )
         self.offers: Sequence[Offer] = (offer_of("two", damaged=damaged), offer_of("three"))
         self._first = offer_of("one")
         self._write_image("a", self._first.data)
         self._write_record(0, 1, "a")
 
     def oracle(self) -> Oracle:
-        return Oracle([self._first.released, *(one.released for one in self.offers)], self.regions, {"flash": self.flash})
+        return Oracle(
+            [self._first.released, *(one.released for one in self.offers)], self.regions, {"flash": self.flash}
+        )
 
     def counter(self) -> int | None:
         return None
 
     def boot(self) -> Boot:
         records = self._records()
-        order = [slot for _, slot in sorted(records, reverse=True)] + [slot for slot in SLOTS]
+        order = [slot for _, slot in sorted(records, reverse=True)] + list(SLOTS)
         if "writes at every boot" in self.bugs:
             self._write_record(0, max(number for number, _ in records), order[0])
         refused: list[str] = []

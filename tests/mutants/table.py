@@ -23,9 +23,7 @@ TWO_FILES = "src/flota/virtual/boot/two_files.py"
 
 def line(agent: str, rollback: str, scenario: str) -> str:
     board = "esp32" if agent == "micro-rdk" else "esp32-c3"
-    return (
-        f"flota-cuts-1 board={board} agent={agent} rollback={rollback} image=20480 scenario={scenario} cuts=0:before"
-    )
+    return f"flota-cuts-1 board={board} agent={agent} rollback={rollback} image=20480 scenario={scenario} cuts=0:before"
 
 
 RDK_PLAIN = line("micro-rdk", "off", "two-updates")
@@ -60,7 +58,6 @@ MUTANTS = (
         "active = max(eligible, key=lambda sector: (entries[sector].seq, -sector), default=None)",
         "active = min(eligible, key=lambda sector: (entries[sector].seq, -sector), default=None)",
         (RDK_PLAIN,),
-        fast=True,
     ),
     Mutant(
         "trial-is-never-marked",
@@ -91,16 +88,18 @@ MUTANTS = (
         "falls-back-to-nothing",
         "an image that does not load is passed over",
         BOARD,
-        "                refused.append(f\"{partition.label}: {reason}\")\n                continue\n",
-        "                refused.append(f\"{partition.label}: {reason}\")\n                break\n",
+        '                refused.append(f"{partition.label}: {reason}")\n                continue\n',
+        '                refused.append(f"{partition.label}: {reason}")\n                break\n',
         tests=("tests/virtual/test_esp_board.py", "tests/golden/test_boot_vectors.py"),
     ),
     Mutant(
         "boots-anything",
         "the boot loader verifies what it starts",
         BOARD,
-        "            refuse_illegal_load_addresses(self._verified(partition), self.chip)\n        except ImageError as error:",
-        "            walk_image(self.flash.read(partition.address, partition.size))\n        except ImageError as error:",
+        "            refuse_illegal_load_addresses(self._verified(partition), self.chip)\n"
+        "        except ImageError as error:",
+        "            walk_image(self.flash.read(partition.address, partition.size))\n"
+        "        except ImageError as error:",
         tests=("tests/virtual/test_esp_board.py",),
     ),
     Mutant(
@@ -135,7 +134,6 @@ MUTANTS = (
         "return not self.invalid and self.crc_ok",
         "return not self.invalid",
         (C3_CRASH,),
-        fast=True,
     ),
     Mutant(
         "trial-that-stays-new",
@@ -150,7 +148,8 @@ MUTANTS = (
         "verifies-nothing",
         "an image is verified before it is chosen",
         BOARD,
-        "        try:\n            self._verified(partition)\n        except ImageError as error:\n            return str(error)\n"
+        "        try:\n"
+        "            self._verified(partition)\n        except ImageError as error:\n            return str(error)\n"
         "        return None\n\n    def _why_not_loadable",
         "        return None\n\n    def _why_not_loadable",
         (RDK_PLAIN_REFUSED,),
@@ -212,7 +211,6 @@ MUTANTS = (
         "self._otadata.rewrite(sector, OtaEntry.for_seq(seq, state, label=entries[sector].label))",
         "self._otadata.rewrite(sector, OtaEntry.for_seq(min(seq, 2), state, label=entries[sector].label))",
         (RDK_PLAIN,),
-        fast=True,
     ),
     Mutant(
         "new-app-needs-no-trial",
@@ -234,15 +232,18 @@ MUTANTS = (
         "program-before-erase",
         "an entry is erased before it is programmed",
         OTA,
-        "        self.erase(sector)\n        self._flash.program(self._address + ENTRY_OFFSETS[sector], pack_entry(entry))",
-        "        self._flash.program(self._address + ENTRY_OFFSETS[sector], pack_entry(entry))\n        self.erase(sector)",
+        "        self.erase(sector)\n"
+        "        self._flash.program(self._address + ENTRY_OFFSETS[sector], pack_entry(entry))",
+        "        self._flash.program(self._address + ENTRY_OFFSETS[sector], pack_entry(entry))\n"
+        "        self.erase(sector)",
         (RDK_PLAIN,),
     ),
     Mutant(
         "begin-erases-the-active-entry",
         "beginning an update costs the inactive entry at most",
         OTA,
-        "        if not names_a_slot(other) or other.slot_index(self._count) == self.running:\n            return None\n"
+        "        if not names_a_slot(other) or other.slot_index(self._count) == self.running:\n"
+        "            return None\n"
         "        return 1 - active",
         "        return active",
         (C3_CRASH,),
@@ -262,11 +263,10 @@ MUTANTS = (
         "tag-before-choice",
         "the tag is stored after the slot is chosen",
         RDK,
-        "        self._slots.set_boot(self._slot)\n        nvs = self._slots.nvs\n",
-        "        nvs = self._slots.nvs\n"
-        "        if nvs is not None:\n"
-        "            nvs.set_string(NVS_NAMESPACE, NVS_VERSION_KEY, self._service.version)\n"
-        "        self._slots.set_boot(self._slot)\n",
+        "        self._slots.set_boot(self._slot)\n        await self._context.pace.pay()\n",
+        "        if self._slots.nvs is not None:\n"
+        "            self._slots.nvs.set_string(NVS_NAMESPACE, NVS_VERSION_KEY, self._service.version)\n"
+        "        self._slots.set_boot(self._slot)\n        await self._context.pace.pay()\n",
         (RDK_PLAIN,),
         fast=True,
     ),
@@ -318,7 +318,6 @@ MUTANTS = (
         "        if app.awaits_confirmation:\n            slots.confirm()\n"
         "        if behaviour is Behaviour.CRASH:\n            await self._panic(app)\n",
         (C3_CRASH,),
-        fast=True,
     ),
     Mutant(
         "never-confirms",
@@ -333,12 +332,12 @@ MUTANTS = (
         "struck-out-before-written",
         "a new value is written before the old one is struck out",
         NVS,
-        "    writer.append(index, ItemType.STRING, key_bytes(key, \"key\"), content)\n"
-        "    writer.strike_out_older(index, key_bytes(key, \"key\"))\n",
+        '    writer.append(index, ItemType.STRING, key_bytes(key, "key"), content)\n'
+        '    writer.strike_out_older(index, key_bytes(key, "key"))\n',
         "    for item in writer._now.items:\n"
-        "        if item.key == key_bytes(key, \"key\"):\n"
+        '        if item.key == key_bytes(key, "key"):\n'
         "            writer._strike_out(item)\n"
-        "    writer.append(index, ItemType.STRING, key_bytes(key, \"key\"), content)\n",
+        '    writer.append(index, ItemType.STRING, key_bytes(key, "key"), content)\n',
         tests=("tests/properties/test_esp_nvs_and_secure_boot.py",),
     ),
     # --- the flash model itself ---------------------------------------------------------------------------------------
@@ -346,7 +345,8 @@ MUTANTS = (
         "cut-after-loses-the-operation",
         "a cut after an operation leaves it done",
         FLASH,
-        "        if cut.phase is CutPhase.AFTER:\n            self._memory[start:end] = operation.after\n            return",
+        "        if cut.phase is CutPhase.AFTER:\n"
+        "            self._memory[start:end] = operation.after\n            return",
         "        if cut.phase is CutPhase.AFTER:\n            return",
         tests=("tests/virtual/test_flash.py",),
     ),

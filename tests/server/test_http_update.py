@@ -67,6 +67,20 @@ async def test_a_device_with_an_execution_gets_the_whole_image_with_its_md5_and_
     assert await fleet.state(execution) is ExecutionState.IN_PROGRESS
 
 
+async def test_a_device_is_offered_nothing_outside_of_its_maintenance_window(fleet: UpdateFleet) -> None:
+    device = await fleet.add_device("pump-1", mac=MAC)
+    release = await fleet.add_release("2.0.0", validation_hash=NEW_HASH)
+    policy = RolloutPolicy(maintenance="sun 14:00 2h UTC")  # the clock starts on a Sunday at noon
+    (execution,) = await fleet.roll_out(release, device, policy=policy)
+    assert (await ask(fleet)).status_code == 304
+    assert await fleet.state(execution) is ExecutionState.QUEUED
+    fleet.clock.advance(2 * 3600)
+    assert (await ask(fleet)).status_code == 200
+    fleet.clock.advance(3 * 3600)
+    assert (await ask(fleet, NEW_HASH)).status_code == 304  # it reports after the window has closed
+    assert await fleet.state(execution) is ExecutionState.SUCCEEDED
+
+
 async def test_a_device_with_nothing_to_do_gets_304_without_a_body(fleet: UpdateFleet) -> None:
     await fleet.add_device("pump-1", mac=MAC)
     answer = await ask(fleet)

@@ -10,9 +10,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import httpx
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from flota.errors import Conflict, FlotaError
 from flota.fleet.changes import EVERYTHING
@@ -49,6 +50,8 @@ class PollsFromMemory(RuleBasedStateMachine):
         self.stack = AsyncExitStack()
         self.releases: list[int] = []
         self.etags: dict[str, str] = {}
+        self.last_let_in: dict[str, tuple[str, dict[str, str]]] = {}
+        """By device: the path and the headers of the latest poll that got an answer, which is the one remembered."""
 
     def teardown(self) -> None:
         self.runner.run(self.stack.aclose())
@@ -88,17 +91,27 @@ class PollsFromMemory(RuleBasedStateMachine):
         for name in NAMES:
             self.runner.run(self._poll(name, f"TargetToken {TOKEN}", "DEFAULT", "*/*", knows=False))
 
+    @invariant()
+    def what_is_remembered_is_what_is_true(self) -> None:
+        for path, headers in self.last_let_in.values():
+            self.runner.run(self._compare(path, headers))
+
     async def _poll(self, name: str, token: str, tenant: str, accept: str, *, knows: bool) -> None:
         headers = {"authorization": token, "accept": accept}
         if knows and name in self.etags:
             headers["if-none-match"] = self.etags[name]
         path = f"/{tenant}/controller/v1/{name}"
+        remembered = await self._compare(path, headers)
+        if remembered.status_code == 200:
+            self.etags[name] = remembered.headers["etag"]
+            self.last_let_in[name] = path, headers
+
+    async def _compare(self, path: str, headers: dict[str, str]) -> httpx.Response:
         remembered = await self.fleet.client.get(path, headers=headers)
         self.forgetful.context.poll_answers.forget(EVERYTHING)
         asked = await self.forgetful.client.get(path, headers=headers)
         assert told(remembered) == told(asked)
-        if remembered.status_code == 200:
-            self.etags[name] = remembered.headers["etag"]
+        return remembered
 
     # what devices do
 
@@ -241,10 +254,10 @@ def told(answer: httpx.Response) -> tuple[int, list[tuple[bytes, bytes]], bytes]
     return answer.status_code, sorted(answer.headers.raw), answer.content
 
 
-TestPollsFromMemory = PollsFromMemory.TestCase
+TestPollsFromMemory = pytest.mark.timeout(300)(PollsFromMemory.TestCase)
 TestPollsFromMemory.settings = settings(
-    max_examples=25,
-    stateful_step_count=40,
+    max_examples=12,
+    stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -31,6 +31,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "device": ("flota.cli.device", "Devices: add, import, accept, list."),
     "rollout": ("flota.cli.rollout", "Rollouts: create, watch, pause, cancel."),
     "viam": ("flota.cli.viam", "Viam's micro-RDK: its configuration, evidence."),
+    "gateway": ("flota.cli.gateway", "Carry updates to boards that cannot fetch for themselves."),
     "lab": ("flota.cli.lab", "Virtual devices: run, flash, read, cut the power."),
     "token": ("flota.cli.token", "Access tokens of the management API."),
     "audit": ("flota.cli.audit", "The audit trail."),

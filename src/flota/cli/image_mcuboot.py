@@ -7,18 +7,20 @@ from typing import Annotated
 
 import typer
 
-from flota.cli.image_convert import memory_of
+from flota.cli.image_convert import HEX_SUFFIXES, memory_of
 from flota.cli.image_esp_signature import ESP_IMAGE_MAGIC, verify_esp_image
 from flota.cli.image_files import parse_size, read_file, write_file
 from flota.cli.output import echo, echo_json, warn
-from flota.errors import WrongUse
+from flota.errors import InvalidInput, WrongUse
 
 
 def pack_mcuboot(
     firmware: Annotated[
         Path, typer.Argument(exists=True, dir_okay=False, help="Plain binary, Intel HEX or ELF.", metavar="FILE")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", dir_okay=False, help="Where it goes.", metavar="OUT")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", dir_okay=False, help="Where it goes; .hex: as Intel HEX.", metavar="OUT")
+    ],
     version: Annotated[str, typer.Option(help="major.minor.revision+build, later parts optional.")],
     header_size: Annotated[str, typer.Option(help="Header with its padding, e.g. 0x400.", metavar="SIZE")],
     slot_size: Annotated[str, typer.Option(help="The (secondary) slot: the image must fit it.", metavar="SIZE")],
@@ -92,7 +94,9 @@ def pack_mcuboot(
         dependencies=tuple(Dependency.parse(text) for text in dependency or ()),
         erased=slot.erased,
     )
-    image = build_image(_firmware(firmware, slot.size), options)
+    content, start = _firmware(firmware, slot.size)
+    place = _place_of_hex(start, options.header_size if pad_header else 0) if _is_hex(output) else None
+    image = build_image(content, options)
     image_signer = None
     if not unsigned:
         from flota.cli.signers import image_signer_from_options
@@ -106,8 +110,8 @@ def pack_mcuboot(
         if confirm and overwrite_only:
             warn("note: --confirm changes nothing where images are only overwritten")
         packed = fill_slot(packed, slot, confirmed=confirm)
-    write_file(output, packed)
-    echo(f"{output}: {len(packed)} bytes, version {number}")
+    write_file(output, packed if place is None else _as_hex(packed, place))
+    echo(f"{output}: {len(packed)} bytes{'' if place is None else f' at {place:#x}'}, version {number}")
 
 
 def verify(
@@ -155,13 +159,41 @@ def verify(
         echo(f"security counter {facts.security_counter}")
 
 
-def _firmware(path: Path, size_max: int) -> bytes:
-    """Return the firmware in the file as plain bytes, from its lowest address on; no gap takes it beyond `size_max`."""
+def _is_hex(output: Path) -> bool:
+    return output.suffix.lower() in HEX_SUFFIXES
+
+
+def _place_of_hex(start: int | None, header_size: int) -> int:
+    """Return the address of the image's first byte, for Intel HEX: before the firmware by what is put before it."""
+    if start is None or start < header_size:
+        raise InvalidInput(
+            "the image's address for Intel HEX is not known"
+            if start is None
+            else "there is no room below the firmware",
+            expected=f"firmware at {header_size:#x} or above",
+            found="plain bytes" if start is None else f"firmware at {start:#x}",
+            hint="Give the firmware as ELF or Intel HEX; or make a .bin, and `flota image convert` it with --at.",
+        )
+    return start - header_size
+
+
+def _as_hex(data: bytes, place: int) -> bytes:
+    from flota.images.intel_hex import pack_hex
+    from flota.images.memory_map import MemoryBlock, MemoryMap
+
+    return pack_hex(MemoryMap((MemoryBlock(place, data),)))
+
+
+def _firmware(path: Path, size_max: int) -> tuple[bytes, int | None]:
+    """Return the firmware as plain bytes from its lowest address on, and that address, None for plain bytes.
+
+    No gap takes it beyond `size_max`.
+    """
     from flota.images.memory_map import flatten
 
     data = read_file(path)
     held = memory_of(data, path)
-    return data if held is None else flatten(held, size_max=size_max)
+    return (data, None) if held is None else (flatten(held, size_max=size_max), held.start)
 
 
 def _counter(text: str | None, automatic: int) -> int | None:

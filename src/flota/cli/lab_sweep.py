@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    board: Annotated[str, typer.Argument(help="esp32, esp32-c3, or another ESP board of `flota lab boards`.")],
+    board: Annotated[str, typer.Argument(help="esp32, esp32-c3, another ESP board of `flota lab boards`, or amebad.")],
     rollback: Annotated[
-        str | None, typer.Option("--rollback", metavar="off|on|anti", help="Boot loader's build; default: off, then on.")
+        str | None,
+        typer.Option("--rollback", metavar="off|on|anti", help="Boot loader's build; default: off, then on."),
     ] = None,
     agent: Annotated[
         str | None,
-        typer.Option("--agent", metavar="NAME", help="micro-rdk (usual on esp32) or esp-https-ota (all others)."),
+        typer.Option(
+            "--agent", metavar="NAME", help="micro-rdk (usual on esp32), esp-https-ota (other ESP boards), ameba-push."
+        ),
     ] = None,
     scenario: Annotated[
         str | None, typer.Option("--scenario", metavar="NAME", help="two-updates, refused or crash; default: all.")
@@ -77,7 +80,7 @@ def replay(
     """Live the life of a reproducer line once more, with real cuts, and tell every boot. Exit status 1 if it fails.
 
     Example:
-        flota lab replay 'flota-cuts-1 board=esp32 agent=micro-rdk rollback=off image=65536 scenario=refused cuts=30:half'
+        flota lab replay 'flota-cuts-1 board=esp32 agent=micro-rdk rollback=on image=20480 scenario=crash cuts=9:half'
     """
     from flota.lab.reproducer import parse_line
     from flota.lab.reproducer import replay as replay_line
@@ -105,19 +108,26 @@ def _subjects(
     board: str, rollback: str | None, agent: str | None, scenario: str | None, image_size: str
 ) -> list[SweepSubject]:
     from flota.errors import InvalidInput
+    from flota.lab.ameba_sweep_device import ameba_geometry_for
     from flota.lab.cut_scenarios import SCENARIOS, scenario_named
     from flota.lab.esp_sweep_device import USUAL_AGENTS, SweepAgent, geometry_for
-    from flota.lab.reproducer import SweepSubject, build_of
+    from flota.lab.reproducer import SweepSubject, build_of, is_ameba
     from flota.virtual.boot.esp_idf import BootBuild
 
     size = _size(image_size)
-    name = geometry_for(board, size).board.name
+    ameba = is_ameba(board)
+    name = (ameba_geometry_for(board, size) if ameba else geometry_for(board, size)).board.name
+    usual = SweepAgent.AMEBA_PUSH if ameba else USUAL_AGENTS.get(name, SweepAgent.ESP_HTTPS_OTA)
     try:
-        chosen = SweepAgent(agent) if agent is not None else USUAL_AGENTS.get(name, SweepAgent.ESP_HTTPS_OTA)
+        chosen = SweepAgent(agent) if agent is not None else usual
     except ValueError:
         names = ", ".join(one.value for one in SweepAgent)
         raise typer.BadParameter(f"{agent!r} is not one of {names}", param_hint="--agent") from None
-    builds = [build_of(rollback)] if rollback is not None else [BootBuild.PLAIN, BootBuild.ROLLBACK]
+    if ameba and rollback not in (None, "off"):
+        raise InvalidInput(f"the boot loader of {name} never rolls back", hint="Leave out --rollback.")
+    builds = (
+        [build_of(rollback)] if rollback is not None else [BootBuild.PLAIN, BootBuild.ROLLBACK][: 1 if ameba else 2]
+    )
     scenarios = SCENARIOS if scenario is None else (scenario_named(scenario),)
     subjects = [
         SweepSubject(name, chosen, build, size, one.name)

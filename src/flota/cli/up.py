@@ -78,9 +78,11 @@ def up(
     except InvalidInput as error:
         fail(error)
         raise typer.Exit(EXIT_WRONG_USE) from error
+    from flota.server.allocator import keep_large_blocks
     from flota.server.logs import configure_logs
     from flota.server.running import run_server
 
+    keep_large_blocks()
     configure_logs(json=log_json, level=log_level)
     announce = _announce_json if as_json else _announce
     finished = _run(lambda: run_server(settings, announce=announce))

@@ -67,16 +67,12 @@ class AmebaDriver:
             if heard is None:
                 return Sighting(device.address, port, SightingBasis.FIXED_ADDRESS)
             if device.mac is not None and heard.mac is not None and heard.mac != device.mac:
-                raise WrongDeviceThere(
-                    f"another board is at {device.address}", expected=device.mac, found=heard.mac
-                )
+                raise WrongDeviceThere(f"another board is at {device.address}", expected=device.mac, found=heard.mac)
             return _sighting(heard, device.address, port)
         heard = None if device.mac is None else self._book.with_mac(device.mac)
         return None if heard is None else _sighting(heard, heard.address, port)
 
-    async def deliver(
-        self, device: AdoptedDevice, sighting: Sighting, payload: bytes, progress: Progress
-    ) -> Delivery:
+    async def deliver(self, device: AdoptedDevice, sighting: Sighting, payload: bytes, progress: Progress) -> Delivery:
         """Push once."""
         record = await push(sighting.address, sighting.port, payload, limits=self._limits, on_progress=progress)
         return delivery_of(record, self._clock())
@@ -92,7 +88,8 @@ def delivery_of(record: PushRecord, ended_at: float) -> Delivery:
     verdict = judge_push(record)
     if record.stage is PushStage.NOT_CONNECTED:
         end = DeliveryEnd.NOT_CONNECTED
-    elif verdict.outcome is PushOutcome.FAILED:
+    elif verdict.outcome is PushOutcome.FAILED or record.unacknowledged:
+        # handed to our own system is not sent: a board that is busy with another push takes nothing
         end = DeliveryEnd.BROKEN
     else:
         end = DeliveryEnd.SENT

@@ -155,7 +155,9 @@ def device_of_flag(text: str) -> AdoptedDevice:
         key, sign, value = part.strip().partition("=")
         if sign:
             if key in table or key not in _DEVICE_KEYS - {"name"}:
-                raise InvalidInput("not a setting of a device", expected=", ".join(sorted(_DEVICE_KEYS)), found=repr(key))
+                raise InvalidInput(
+                    "not a setting of a device", expected=", ".join(sorted(_DEVICE_KEYS)), found=repr(key)
+                )
             table[key] = value
         elif number == 0 and key:
             table |= _host_and_port(key)
@@ -311,7 +313,9 @@ class _Reader:
     def number(self, name: str, default: float, *, at_least: float) -> float:
         value = self._table.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not at_least <= value < float("inf"):
-            raise InvalidInput(f"{self._where}{name} is out of range", expected=f"at least {at_least:g}", found=repr(value))
+            raise InvalidInput(
+                f"{self._where}{name} is out of range", expected=f"at least {at_least:g}", found=repr(value)
+            )
         return float(value)
 
     def switch(self, name: str, *, default: bool) -> bool:

@@ -48,6 +48,12 @@ class _Turn:
     stop: asyncio.Event
     task: asyncio.Task[None]
 
+    def end(self) -> None:
+        """End now, or after the push that is under way."""
+        self.stop.set()
+        if not self.worker.is_pushing:
+            self.task.cancel()
+
 
 @dataclass(slots=True)
 class Gateway:
@@ -62,6 +68,8 @@ class Gateway:
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
     push_limits: PushLimits | None = None
     _turns: dict[str, _Turn] = field(default_factory=dict)
+    _out: set[str] = field(default_factory=set)
+    """Devices that are not served until the configuration changes."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop`. Raises `Conflict` if another gateway has the state directory, `BadTrustFile`, ….
@@ -108,14 +116,14 @@ class Gateway:
         settings = self.settings
         with self._metrics_listener():
             watching = asyncio.ensure_future(self._watch(stop, settings.interfaces)) if settings.listens else None
-            self._reconcile(settings.devices, begin)
+            self._reconcile(begin)
             _log.info("gateway.running", server=settings.server, devices=len(self._turns))
             try:
                 while not stop.is_set():
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(RELOAD_LOOK_S):
                             await stop.wait()
-                    self._reload(begin)
+                    self._look_after(begin)
             finally:
                 await self._end()
                 if watching is not None:
@@ -128,50 +136,54 @@ class Gateway:
         try:
             await watch_network(self.book, stop, interfaces=interfaces)
         except OSError as error:
-            _log.error("gateway.no_mdns", error=error.strerror or str(error))
+            _log.error("gateway.no_mdns", text=error.strerror or str(error))
 
-    def _reload(self, begin: Callable[[AdoptedDevice], _Turn]) -> None:
+    def _look_after(self, begin: Callable[[AdoptedDevice], _Turn]) -> None:
+        """Take note of devices whose turn ended, read a changed configuration, begin with devices that wait."""
         for name, turn in list(self._turns.items()):
             if turn.task.done():
-                error = None if turn.task.cancelled() else turn.task.exception()
-                if error is not None and not isinstance(error, FlotaError):
-                    raise error
-                if error is not None:
-                    _log.error("gateway.device_out", device=name, error=str(error))
                 del self._turns[name]
-        if self.reload is None:
-            return
+                self._ended(name, turn)
         try:
-            changed = self.reload()
+            changed = None if self.reload is None else self.reload()
         except FlotaError as error:
-            _log.error("gateway.configuration_refused", error=str(error))
-            return
+            _log.error("gateway.configuration_refused", text=str(error))
+            changed = None
         if changed is not None:
             self.settings = changed
+            self._out.clear()
             _log.info("gateway.configuration_read", devices=len(changed.devices))
-            self._reconcile(changed.devices, begin)
+        self._reconcile(begin)
 
-    def _reconcile(self, devices: Sequence[AdoptedDevice], begin: Callable[[AdoptedDevice], _Turn]) -> None:
-        """Begin with new devices, end with those that are gone or changed; the latter begin again at the next look."""
-        wanted = {device.name: device for device in devices}
+    def _ended(self, name: str, turn: _Turn) -> None:
+        """Log why a device is served no more; the others are not concerned."""
+        error = None if turn.task.cancelled() else turn.task.exception()
+        if error is None:
+            return
+        self._out.add(name)
+        self.metrics.decisions.labels("device-out").inc()
+        known = isinstance(error, FlotaError | OSError)
+        _log.error("gateway.device_out", device=name, text=str(error), exc_info=None if known else error)
+
+    def _reconcile(self, begin: Callable[[AdoptedDevice], _Turn]) -> None:
+        """End with devices that are gone or changed, begin with new ones; a changed one begins once it has ended."""
+        wanted = {device.name: device for device in self.settings.devices}
         for name, turn in self._turns.items():
-            if wanted.get(name) != turn.device:
-                turn.stop.set()
-                if not turn.worker.is_pushing:
-                    turn.task.cancel()
+            if wanted.get(name) != turn.device and not turn.stop.is_set():
+                turn.end()
         for name, device in wanted.items():
-            if name not in self._turns:
-                try:
-                    self._turns[name] = begin(device)
-                except FlotaError as error:
-                    _log.error("gateway.device_refused", device=name, error=str(error))
-        self.metrics.devices.set(len(wanted))
+            if name in self._turns or name in self._out:
+                continue
+            try:
+                self._turns[name] = begin(device)
+            except FlotaError as error:
+                self._out.add(name)
+                _log.error("gateway.device_refused", device=name, text=str(error))
+        self.metrics.devices.set(len(self._turns))
 
     async def _end(self) -> None:
         for turn in self._turns.values():
-            turn.stop.set()
-            if not turn.worker.is_pushing:
-                turn.task.cancel()
+            turn.end()
         tasks = [turn.task for turn in self._turns.values()]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=STOP_GRACE_S)
@@ -206,7 +218,7 @@ def read_trust_files(paths: Sequence[Path]) -> tuple[TrustedSigners, ...]:
         raise InvalidInput(
             "a gateway needs to know whom it trusts",
             expected="--trust FILE",
-            hint="The boards behind it check no signature. Make the file with `flota key create --trust`.",
+            hint="The boards behind it check no signature. `flota key show KEY --trust > trust.json` makes the file.",
         )
     found = []
     for path in paths:

@@ -94,7 +94,7 @@ class DeviceWorker:
         self.is_pushing = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Settle what the gateway's last life left, then poll until `stop`. A damaged journal ends the device's turn."""
+        """Settle what the gateway's last life left, then poll until `stop`. Raises `DamagedJournal`."""
         self._entry = self._shop.journal.load(self.device.name)
         await self._settle()
         wait_s = self._shop.rng.random() * min(1.0, self._shop.patience.poll_s or 1.0)
@@ -142,8 +142,11 @@ class DeviceWorker:
     async def _settle(self) -> None:
         update = self._entry.update
         if update is not None and update.stage is Stage.INTENDED:
-            self._decide("interrupted", "the gateway was stopped in the middle of a push: the device is looked at first")
-            await self._change(update.after(Happening.GATEWAY_DIED))
+            self._decide(
+                "interrupted", "the gateway was stopped in the middle of a push: the device is looked at first"
+            )
+            died = update.after(Happening.GATEWAY_DIED)
+            await self._change(replace(died, attempts=max(0, died.attempts - 1)))  # the board is not to blame
 
     async def _obey(self, answer: PollAnswer) -> None:
         if answer.config_data is not None:
@@ -268,7 +271,9 @@ class DeviceWorker:
         update = self._current()
         if delivery.end is DeliveryEnd.SENT:
             self._sent_at = delivery.ended_at
-            sent = replace(update.after(Happening.ALL_SENT), sent_at=self._shop.now().isoformat(), reason=delivery.reason)
+            sent = replace(
+                update.after(Happening.ALL_SENT), sent_at=self._shop.now().isoformat(), reason=delivery.reason
+            )
             await self._change(sent)
             self._decide("sent", delivery.reason, bytes=delivery.sent)
             await self._tell(sent, FeedbackExecution.PROCEEDING, f"{delivery.reason}; waits for a sign of life")

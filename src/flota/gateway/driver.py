@@ -1,4 +1,4 @@
-"""What a last hop has to be able to do. One small interface: whoever brings another kind of device writes these methods.
+"""What a last hop has to be able to do: one small interface, to be written for every other kind of device.
 
 The gateway asks the server, fetches, verifies, keeps the journal and judges; a driver only knows how its devices are
 recognised, how an image reaches them and what can be seen of them. It never decides whether to push.
@@ -102,7 +102,5 @@ class LastHopDriver(Protocol):
         Raises `Refused` when something else is where the device should be.
         """
 
-    async def deliver(
-        self, device: AdoptedDevice, sighting: Sighting, payload: bytes, progress: Progress
-    ) -> Delivery:
+    async def deliver(self, device: AdoptedDevice, sighting: Sighting, payload: bytes, progress: Progress) -> Delivery:
         """Send the payload to where the device was seen. Never raises for what the device does."""

@@ -79,20 +79,27 @@ _DECODER: Final = msgspec.json.Decoder(_File)
 
 
 class Journal:
-    """The entries of all devices, below `directory`."""
+    """The entries of all devices, below `directory`. `clean`: remove what an interrupted writer left there."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, clean: bool = True) -> None:
         self._directory = directory / DEVICES_DIRECTORY
-        self._directory.mkdir(parents=True, exist_ok=True)
-        remove_partial_files(self._directory)
+        if clean:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            remove_partial_files(self._directory)
 
     def load(self, device: str) -> DeviceEntry:
         """Return what is remembered of a device, an empty entry if nothing is. Raises `DamagedJournal`."""
         path = self.path(device)
+        entry = self._read(path) or DeviceEntry(device)
+        if entry.device != device:
+            raise DamagedJournal(f"{path} is of another device", expected=repr(device), found=repr(entry.device)[:160])
+        return entry
+
+    def _read(self, path: Path) -> DeviceEntry | None:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            return DeviceEntry(device)
+            return None
         except OSError as error:
             raise DamagedJournal(f"cannot read {path}", found=error.strerror or str(error)) from error
         try:
@@ -103,11 +110,14 @@ class Journal:
                 found=str(error)[:200],
                 hint="Look at it; remove it only if you know what the device runs.",
             ) from error
-        if found.schema != SCHEMA or found.entry.device != device:
-            raise DamagedJournal(
-                f"{path} is of another device or version", expected=f"{device!r}, schema {SCHEMA}", found=found.schema
-            )
+        if found.schema != SCHEMA:
+            raise DamagedJournal(f"{path} is of another version of Flota", expected=SCHEMA, found=found.schema)
         return found.entry
+
+    def all(self) -> list[DeviceEntry]:
+        """Return every device's entry, by name. Raises `DamagedJournal` for the first that cannot be read."""
+        found = [self._read(path) for path in self._directory.glob("*.json")]
+        return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.device)
 
     async def save(self, entry: DeviceEntry) -> None:
         """Put an entry on the disk; when this returns it survives a power cut. Raises `StorageFull`."""

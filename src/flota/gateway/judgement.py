@@ -113,9 +113,7 @@ def judge_file(data: bytes, device: AdoptedDevice, release: SignedRelease, *, sh
     blocking = [reason for reason in reasons if reason.blocking]
     if blocking:
         first = blocking[0]
-        raise DoesNotFit(
-            first.text, offset=first.offset, expected=first.expected, found=first.found, hint=first.hint
-        )
+        raise DoesNotFit(first.text, offset=first.offset, expected=first.expected, found=first.found, hint=first.hint)
     release.refuse_unless_signed(len(data), sha256, inspection.format.value)
     return tuple(reason.text for reason in reasons)
 

@@ -17,7 +17,9 @@ def configure_logs(*, json: bool, level: str) -> None:
     rendering: Processor = (
         structlog.processors.JSONRenderer()
         if json
-        else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event", "device"], bool_as_flag=False)
+        else structlog.processors.LogfmtRenderer(
+            key_order=["timestamp", "level", "event", "device"], bool_as_flag=False
+        )
     )
     structlog.configure(
         processors=[
@@ -31,7 +33,9 @@ def configure_logs(*, json: bool, level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="level=%(levelname)s event=%(name)s %(message)r")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="level=%(levelname)s event=%(name)s %(message)r"
+    )
 
 
 def _without_nothing(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

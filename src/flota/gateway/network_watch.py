@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Final
 
@@ -28,14 +29,12 @@ async def watch_network(book: SightingBook, stop: asyncio.Event, *, interfaces: 
         board = None if sighting.announcement is None else board_of(sighting.announcement)
         if board is None:
             return
-        book.heard(
-            board.address, sighting.heard_at, SightingBasis.ANNOUNCEMENT, host=board.host.lower(), mac=board.mac
-        )
+        book.heard(board.address, sighting.heard_at, SightingBasis.ANNOUNCEMENT, host=board.host.lower(), mac=board.mac)
         _log.debug("gateway.heard", address=board.address, instance=board.instance, board=board.board, mac=board.mac)
         if board.mac is None and board.address not in asking and len(asking) < QUEUE_MAX:
             task = asyncio.ensure_future(_ask_mac(book, board.address))
             asking[board.address] = task
-            task.add_done_callback(lambda _, address=board.address: asking.pop(address, None))
+            task.add_done_callback(functools.partial(_forget, asking, board.address))
 
     async with BoardBrowser(heard, interfaces=interfaces):
         await stop.wait()
@@ -43,6 +42,10 @@ async def watch_network(book: SightingBook, stop: asyncio.Event, *, interfaces: 
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+def _forget(asking: dict[str, asyncio.Task[None]], address: str, _task: asyncio.Task[None]) -> None:
+    asking.pop(address, None)
 
 
 async def _ask_mac(book: SightingBook, address: str) -> None:

@@ -63,6 +63,8 @@ class SweepAgent(enum.StrEnum):
 
     MICRO_RDK = "micro-rdk"
     ESP_HTTPS_OTA = "esp-https-ota"
+    AMEBA_PUSH = "ameba-push"
+    """AmebaD boards, and those only (`flota.lab.ameba_sweep_device`)."""
 
 
 USUAL_AGENTS: Final[Mapping[str, SweepAgent]] = {"esp32": SweepAgent.MICRO_RDK}
@@ -85,7 +87,7 @@ def geometry_for(board_name: str, image_size: int | None) -> EspGeometry:
     """
     board = board_named(board_name)
     if board.boot != "esp-otadata" or board.partition_csv is None:
-        raise InvalidInput("power cuts are swept on ESP boards", found=board.name)
+        raise InvalidInput("power cuts are swept on ESP and AmebaD boards", found=board.name)
     if image_size is None:
         table = parse_csv(
             board.partition_csv, bootloader_offset=board.bootloader_offset, flash_size=board.flash_size or None
@@ -207,7 +209,7 @@ class EspSweepDevice:
     def _agent_for(self, offer: Offer, milestone: Milestone) -> Agent:
         if self._agent is SweepAgent.MICRO_RDK:
 
-            async def open_link(address: DownloadAddress, tls: ssl.SSLContext) -> _MemoryLink:
+            async def open_link(_: DownloadAddress, __: ssl.SSLContext) -> _MemoryLink:
                 return _MemoryLink(offer, self._frames[offer.version], milestone)
 
             return MicroRdkAgent(_MemoryConfig(offer), tls=_tls(), period_s=REST_S, open_link=open_link)

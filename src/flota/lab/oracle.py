@@ -53,9 +53,9 @@ class Broken:
 class Released:
     """An image that somebody released: exactly `size` bytes with this SHA-256.
 
-    `bootable` is false for a file that must never run: damaged, for another chip, unsigned. `lasts` is false for an image
-    that runs but fails its trial. `secure_version` is what an anti-rollback counter may be raised to once the image is
-    confirmed.
+    `bootable` is false for a file that must never run: damaged, for another chip, unsigned. `lasts` is false for an
+    image that runs but fails its trial. `secure_version` is what an anti-rollback counter may be raised to once the
+    image is confirmed.
     """
 
     name: str
@@ -68,13 +68,15 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A slot: `size` bytes at `start` of the chip. Behind an image all is erased up to a multiple of `blank_to` bytes."""
+    """A slot: `size` bytes at `start` of the chip; behind an image it is erased to a multiple of `blank_to` bytes."""
 
     name: str
     start: int
     size: int
     blank_to: int
     chip: str = "flash"
+    mark_size: int = 0
+    """So many bytes at the start are the slot's own mark: the app that runs from it may program over it to retire."""
 
 
 class Reader(Protocol):
@@ -145,8 +147,8 @@ class Oracle:
     def judge_rest(self, slot: str, offered: Released, reason: Reason | None, *, interrupted: bool) -> list[Broken]:
         """Return what is wrong with a device that runs `slot` and has nothing more to do about `offered`.
 
-        Right is the offered image, if it is good and lasts; or another one that was released, with a reason. A good image
-        may be refused never, and may be missing only after an interruption.
+        Right is the offered image, if it is good and lasts; or another one that was released, with a reason. A good
+        image may be refused never, and may be missing only after an interruption.
         """
         running = self.image_in(slot).image
         if running is None:

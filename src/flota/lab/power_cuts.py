@@ -176,6 +176,12 @@ class Known:
         """Return how many states are known."""
         return len(self._states)
 
+    def copy(self) -> Known:
+        """Return one that knows the same, and learns apart."""
+        other = Known()
+        other._states = dict(self._states)
+        return other
+
     def end_from(self, state: tuple[object, ...]) -> GoodEnd | None:
         """Return how life goes on from there without a cut; None if the state is not known."""
         return self._states.get(state)
@@ -422,6 +428,7 @@ class Journey:
             running is not None
             and operation.chip == running.chip
             and running.start - operation.length < operation.address < running.start + running.size
+            and not _is_mark_of(operation, running)
         ):
             self._break(Promise.UNTOUCHED, f"{operation.kind.value} at {operation.address:#x} in the running slot")
         self._operations += 1
@@ -459,6 +466,14 @@ class Journey:
             self._outcomes += end.outcomes
             self._operations += end.operations
             raise _Proven
+
+
+def _is_mark_of(operation: FlashOperation, region: Region) -> bool:
+    """Return whether the operation programs nothing but the mark at the slot's start."""
+    inside = (
+        region.start <= operation.address and operation.address + operation.length <= region.start + region.mark_size
+    )
+    return inside and operation.kind is FlashOperationKind.PROGRAM
 
 
 def is_in_a_slot(operation: FlashOperation, regions: Sequence[Region]) -> bool:

@@ -3,7 +3,8 @@
     flota-cuts-1 board=esp32 agent=micro-rdk rollback=off image=65536 scenario=two-updates cuts=12:half,3:before
 
 `cuts` are made one after another, each counted from the power-on before it; `every=50*12:half` is made at each of
-fifty power-ons. A replay makes real cuts: the power goes inside the operation and the code dies there, without any snapshot.
+fifty power-ons. A replay makes real cuts: the power goes inside the operation and the code dies there, without any
+snapshot.
 
 Source: docs/reference/power-cuts.md, "Reproducers".
 """
@@ -15,11 +16,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from flota.boards.catalogue import board as board_named
 from flota.errors import InvalidInput
+from flota.lab.ameba_sweep_device import AmebaSweepDevice, ameba_geometry_for
 from flota.lab.cut_moments import CutMoment, parse_moment
 from flota.lab.cut_scenarios import scenario_named
 from flota.lab.esp_sweep_device import EspSweepDevice, SweepAgent, geometry_for
-from flota.lab.power_cuts import CUT_BOOTS_MAX, AimedPlan, Journey, PlannedCut, Verdict
+from flota.lab.power_cuts import CUT_BOOTS_MAX, AimedPlan, Journey, PlannedCut, SweptDevice, Verdict
 from flota.virtual.boot.esp_idf import BootBuild
 
 LINE_START: Final = "flota-cuts-1"
@@ -29,6 +32,11 @@ OWN_TABLE: Final = "full"
 """In place of an image size: the board's own partition table, its slots filled."""
 
 _ROLLBACK: Final = {"off": BootBuild.PLAIN, "on": BootBuild.ROLLBACK, "anti": BootBuild.ANTI_ROLLBACK}
+
+
+def is_ameba(board_name: str) -> bool:
+    """Return whether the board is one of AmebaD's. Raises `NotFound`."""
+    return board_named(board_name).boot == "ameba-signature"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +52,12 @@ class SweepSubject:
     image_size: int | None
     scenario: str
 
-    def device(self) -> EspSweepDevice:
+    def device(self) -> SweptDevice:
         """Return a new device, as it leaves the factory. Raises `NotFound` or `InvalidInput`."""
+        if (self.agent is SweepAgent.AMEBA_PUSH) != is_ameba(self.board):
+            raise InvalidInput(f"{self.board} has no agent {self.agent.value}")
+        if self.agent is SweepAgent.AMEBA_PUSH:
+            return AmebaSweepDevice(ameba_geometry_for(self.board, self.image_size), scenario_named(self.scenario))
         return EspSweepDevice(
             geometry_for(self.board, self.image_size),
             scenario_named(self.scenario),

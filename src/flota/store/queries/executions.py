@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -72,21 +73,22 @@ _NEXT_EXECUTIONS: Final = (
 )
 """Built once: to build such a statement costs as much as to run it."""
 
-_RANKED: Final = (
-    sa.select(
-        executions.c.id,
-        sa.func.row_number()
-        .over(partition_by=executions.c.device_id, order_by=(executions.c.changed_at.desc(), executions.c.id.desc()))
-        .label("rank"),
+
+@functools.lru_cache(maxsize=16)
+def _latest_executions(without_detail: str) -> sa.Select[Any]:
+    rank = sa.func.row_number().over(
+        partition_by=executions.c.device_id, order_by=(executions.c.changed_at.desc(), executions.c.id.desc())
     )
-    .where(
-        _OF_DEVICES,
-        executions.c.state == sa.bindparam("wanted_state"),
-        executions.c.details[sa.bindparam("without_detail")].as_string().is_(None),
+    ranked = (
+        sa.select(executions.c.id, rank.label("rank"))
+        .where(
+            _OF_DEVICES,
+            executions.c.state == sa.bindparam("wanted_state"),
+            executions.c.details[without_detail].as_string().is_(None),
+        )
+        .subquery()
     )
-    .subquery()
-)
-_LATEST_EXECUTIONS: Final = _SELECT_EXECUTION.join(_RANKED, _RANKED.c.id == executions.c.id).where(_RANKED.c.rank == 1)
+    return _SELECT_EXECUTION.join(ranked, ranked.c.id == executions.c.id).where(ranked.c.rank == 1)
 
 
 class ExecutionQueries(Queries):
@@ -140,13 +142,8 @@ class ExecutionQueries(Queries):
         self, scope: Scope, device_ids: Sequence[int], state: ExecutionState, *, without_detail: str
     ) -> Mapping[int, Execution]:
         """Return each device's last changed execution in `state` that lacks a detail; devices without are left out."""
-        asked = {
-            "tenant_id": scope.tenant_id,
-            "device_ids": device_ids,
-            "wanted_state": state.value,
-            "without_detail": without_detail,
-        }
-        rows = (await self._connection.execute(_LATEST_EXECUTIONS, asked)).all()
+        asked = {"tenant_id": scope.tenant_id, "device_ids": device_ids, "wanted_state": state.value}
+        rows = (await self._connection.execute(_latest_executions(without_detail), asked)).all()
         return {row.device_id: _execution(row) for row in rows}
 
     async def change_execution(

@@ -240,10 +240,9 @@ def _load_ram(read: ReadFlash, base: int, window: int, xip_size: int, text_addre
 def _copied(read: ReadFlash, payload: int, size: int, address: int, wanted: int, length: int) -> bytes:
     """Return RAM at `wanted` once `size` bytes from offset `payload` were copied to `address`; zero where none went."""
     ram = bytearray(length)
-    for index in range(length):
-        offset = wanted + index - address
-        if 0 <= offset < size:
-            ram[index : index + 1] = read(payload + offset, 1)
+    start, end = max(wanted, address), min(wanted + length, address + size)
+    if start < end:
+        ram[start - wanted : end - wanted] = read(payload + start - address, end - start)
     return bytes(ram)
 
 

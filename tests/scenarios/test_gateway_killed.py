@@ -1,0 +1,160 @@
+"""A gateway with 20 devices, killed with -9 at 20 random moments of a rollout: every device ends on the release."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from flota.client.management import ManagementClient
+from flota.images.ameba import pack_ota_file
+from flota.lab.local_server import LocalServer
+from flota.trust.keys import PrivateKey
+from flota.trust.trust_file import TrustedSigners, pack_trust_file
+from tests.scenarios.ameba_site import SiteBoard, site
+from tests.scenarios.releases import publish
+from tests.virtual.ameba_devices import image_of
+
+DEVICES = 20
+KILLS = 20
+SPEED = 8.0
+"""A push of the image takes about 0.4 s, a reboot 0.2 s."""
+
+LIFE_MAX_S = 1.2
+"""How long a gateway lives at most after it has begun: long enough for about two pushes."""
+
+RELEASE = pack_ota_file(image_of("2.0.0", 160_000))
+RESIDENT_MAX_KIB = 60 * 1024
+
+CONFIG = """\
+server = "{server}"
+token_file = "token"
+trust = "trust.json"
+state = "state"
+poll_s = 0.3
+evidence_s = 30
+pushes_at_once = 2
+interfaces = ["127.0.0.1"]
+"""
+DEVICE = """
+[[device]]
+name = "{name}"
+address = "{address}"
+"""
+
+
+class GatewayProcess:
+    """`flota gateway run` as a process; its log is one file over all its lives."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.log = directory / "gateway.log"
+        self.lives = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "flota", "gateway", "run", "--config", str(self.directory / "gateway.toml")]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen([*command, "--log-json"], stdout=log, stderr=log)
+
+    async def runs(self) -> None:
+        """Wait until this life has begun to serve its devices."""
+        async with asyncio.timeout(20):
+            while self._running() <= self.lives:
+                await asyncio.sleep(0.02)
+        self.lives += 1
+
+    def _running(self) -> int:
+        return self.log.read_bytes().count(b'"gateway.running"')
+
+    def end(self, number: signal.Signals) -> int:
+        assert self._process is not None
+        self._process.send_signal(number)
+        return self._process.wait(30)
+
+    @property
+    def peak_resident_kib(self) -> int:
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1])
+
+    def events(self) -> list[dict[str, object]]:
+        lines = self.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+@pytest.mark.scenario
+@pytest.mark.timeout(150)
+async def test_every_device_ends_on_the_release_though_its_gateway_is_killed_20_times(
+    tmp_path: Path, server: LocalServer, key: PrivateKey
+) -> None:
+    rng = random.Random(6)
+    async with site(DEVICES, speed=SPEED) as boards:
+        with server.client() as client:
+            rollout = await asyncio.to_thread(_prepare, client, key, boards, tmp_path, server)
+            gateway = GatewayProcess(tmp_path)
+            for _ in range(KILLS):
+                gateway.start()
+                await asyncio.sleep(0.8 + rng.random() * 1.0)
+                gateway.end(signal.SIGKILL)
+            gateway.start()
+            try:
+                await _until_final(client, rollout, within_s=60)
+                resident = gateway.peak_resident_kib
+            finally:
+                status = gateway.end(signal.SIGTERM)
+            executions = await asyncio.to_thread(client.executions, rollout)
+            assert {each.state for each in executions} == {"SUCCEEDED"}
+            assert len(executions) == DEVICES
+            await _all_run("2.0.0", boards)
+    events = gateway.events()
+    _no_push_after_a_verdict(events)
+    assert status == 0
+    assert any(event["event"] == "gateway.interrupted" for event in events), "no kill hit a push"
+    assert resident <= RESIDENT_MAX_KIB
+
+
+def _prepare(
+    client: ManagementClient, key: PrivateKey, boards: Sequence[SiteBoard], directory: Path, server: LocalServer
+) -> int:
+    client.trust("amebad", [key.public_pem])
+    for board in boards:
+        client.add_device(board.name, "amebad")
+    publish(client, key, "amebad", "2.0.0", RELEASE)
+    made = client.create_gateway_token("site", devices=[board.name for board in boards])
+    assert made.secret is not None
+    (directory / "token").write_text(made.secret)
+    (directory / "trust.json").write_bytes(pack_trust_file(TrustedSigners.of([key.public_pem])))
+    devices = "".join(DEVICE.format(name=board.name, address=board.address) for board in boards)
+    (directory / "gateway.toml").write_text(CONFIG.format(server=server.address.http) + devices)
+    return client.create_rollout("amebad@2.0.0", select="type=amebad", name="all").id
+
+
+async def _until_final(client: ManagementClient, rollout: int, *, within_s: float) -> None:
+    async with asyncio.timeout(within_s):
+        while not (await asyncio.to_thread(client.rollout, rollout)).is_final:
+            await asyncio.sleep(0.2)
+
+
+async def _all_run(version: str, boards: Sequence[SiteBoard]) -> None:
+    async with asyncio.timeout(10):
+        while {board.version for board in boards} != {version}:
+            await asyncio.sleep(0.1)
+
+
+def _no_push_after_a_verdict(events: Sequence[dict[str, object]]) -> None:
+    decided: set[object] = set()
+    for event in events:
+        if event["event"] == "gateway.verdict":
+            assert event["device"] not in decided, "two verdicts"
+            decided.add(event["device"])
+        elif event["event"] == "gateway.pushing":
+            assert event["device"] not in decided, f"{event['device']} was pushed to after its verdict"
+    assert len(decided) == DEVICES
