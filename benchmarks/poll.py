@@ -117,8 +117,8 @@ def unchanged(devices: int, ceiling: Up, rounds: int, *, everything: bool) -> fl
         if everything:
             tls = run(server, plan_for(server.https, devices=devices, polls=TLS_POLLS, tls_each=True, connections=16))
             report("    each on a fresh TLS 1.3 connection", str(tls), f">= {TLS_GOAL:.0f}/s", tls.per_s >= TLS_GOAL)
-            updates(server, devices)
             registrations(server)
+            updates(server, devices)
         resident = resident_mib(server.pid)
         report("resident", f"{resident:.0f} MiB", f"<= {RESIDENT_GOAL_MIB:.0f} MiB", resident <= RESIDENT_GOAL_MIB)
         return rate

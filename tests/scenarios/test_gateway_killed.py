@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import signal
@@ -30,6 +31,8 @@ SPEED = 8.0
 LIFE_MAX_S = 1.2
 """How long a gateway lives at most after it has begun: long enough for about two pushes."""
 
+PUSHES_WITHIN_S = 4.0
+
 RELEASE = pack_ota_file(image_of("2.0.0", 160_000))
 RESIDENT_MAX_KIB = 60 * 1024
 
@@ -56,23 +59,21 @@ class GatewayProcess:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.log = directory / "gateway.log"
-        self.lives = 0
+        self._begun_at = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [sys.executable, "-m", "flota", "gateway", "run", "--config", str(self.directory / "gateway.toml")]
         with self.log.open("ab") as log:
+            self._begun_at = log.tell()
             self._process = subprocess.Popen([*command, "--log-json"], stdout=log, stderr=log)
 
-    async def runs(self) -> None:
-        """Wait until this life has begun to serve its devices."""
-        async with asyncio.timeout(20):
-            while self._running() <= self.lives:
-                await asyncio.sleep(0.02)
-        self.lives += 1
-
-    def _running(self) -> int:
-        return self.log.read_bytes().count(b'"gateway.running"')
+    async def says(self, event: str, *, within_s: float) -> None:
+        """Wait until this life has logged an event, or until the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while f'"{event}"'.encode() not in self.log.read_bytes()[self._begun_at :]:
+                    await asyncio.sleep(0.02)
 
     def end(self, number: signal.Signals) -> int:
         assert self._process is not None
@@ -100,9 +101,12 @@ async def test_every_device_ends_on_the_release_though_its_gateway_is_killed_20_
         with server.client() as client:
             rollout = await asyncio.to_thread(_prepare, client, key, boards, tmp_path, server)
             gateway = GatewayProcess(tmp_path)
-            for _ in range(KILLS):
+            for life in range(KILLS):
                 gateway.start()
-                await asyncio.sleep(0.8 + rng.random() * 1.0)
+                await gateway.says("gateway.running", within_s=20)
+                if life % 2:  # every other time into the pushes, else anywhere from the start on
+                    await gateway.says("gateway.pushing", within_s=PUSHES_WITHIN_S)
+                await asyncio.sleep(rng.random() * LIFE_MAX_S)
                 gateway.end(signal.SIGKILL)
             gateway.start()
             try:

@@ -45,6 +45,7 @@ components = st.builds(
     format=st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}", fullmatch=True),
     size=st.integers(1, 2**40),
     sha256=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+    precursor_sha256=st.none() | st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
 )
 
 

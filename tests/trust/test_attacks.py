@@ -74,6 +74,7 @@ class Device:
                 accepted_sequence=self.sequence,
                 now=ISSUED + timedelta(minutes=1),
                 components=[facts],
+                running_sha256=hashlib.sha256(self.running).hexdigest(),
             )
         )
         self.running, self.sequence = image, release.sequence
@@ -274,6 +275,48 @@ def test_a_component_that_nobody_signed_is_refused_beside_the_signed_one() -> No
         components=facts,
     )  # fmt: skip
     assert found.code is RefusalCode.COMPONENT_UNSIGNED
+
+
+# Row 15: what is of use only where a certain file runs
+
+BASE = sample_app("esp32-c6")
+
+
+def made_for(base: bytes) -> Manifest:
+    """The release of a file that is of use only where `base` runs."""
+    part = ManifestComponent(
+        "app", "esp-app", len(APP), hashlib.sha256(APP).hexdigest(), hashlib.sha256(base).hexdigest()
+    )
+    return manifest(components=(part,))
+
+
+def test_wrong_precursor_only_the_named_file_is_a_base() -> None:
+    device = Device(running=BASE)
+    device.install(*signed(made_for(BASE)), APP)
+    assert device.running == APP
+    for wrong in (b"", BASE[:-1], BASE + b"\0", APP):
+        assert codes_of(Device(running=wrong), made_for(BASE), APP) == {RefusalCode.WRONG_PRECURSOR}
+
+
+def test_wrong_precursor_every_byte_of_the_base_counts() -> None:
+    """A base that was damaged since it was installed is another file: its digest is measured, not remembered."""
+    for damaged in flips(BASE, 61):
+        assert codes_of(Device(running=damaged), made_for(BASE), APP) == {RefusalCode.WRONG_PRECURSOR}
+
+
+def test_wrong_precursor_a_device_that_did_not_measure_what_runs_takes_nothing_that_names_one() -> None:
+    (found,) = refusals(
+        made_for(BASE), device_type="pump", board="esp32-c3", hardware_revision="B", accepted_sequence=0, now=None
+    )
+    assert found.code is RefusalCode.WRONG_PRECURSOR
+
+
+@pytest.mark.parametrize("magic", [b"\x10\xde\xcd\xfc"])
+def test_wrong_precursor_a_patch_is_refused_where_an_image_is_signed(magic: bytes) -> None:
+    """Nothing here applies patches: one that names no base is refused by its format, on server and device."""
+    patch = magic + bytes(1000)
+    assert fit_check(TypeProfile(board("esp32-c3")), inspect(patch), file_size=len(patch), version="1")[0].blocking
+    assert RefusalCode.WRONG_FORMAT in codes_of(Device(), release_of(patch), patch)
 
 
 # Row 17: what is not signed has no effect

@@ -55,6 +55,9 @@ def run(
     ] = None,
     cache_mib: Annotated[float | None, typer.Option("--cache-mib", min=1, help="Largest cache, MiB. [256]")] = None,
     metrics: Annotated[str | None, typer.Option("--metrics", metavar="H:P", help="Serve Prometheus there.")] = None,
+    with_parent: Annotated[
+        bool, typer.Option("--with-parent", hidden=True, help="Stop when standard input ends: the parent is gone.")
+    ] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log as JSON lines.")] = False,
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option("--log-level")] = "info",
 ) -> None:
@@ -98,7 +101,7 @@ def run(
     configure_logs(json=log_json, level=log_level)
     settings = _settings(config, flags, devices)
     gateway = Gateway(settings, reload=None if config is None else _reloading(config, flags, devices))
-    asyncio.run(run_until_signal(gateway))
+    asyncio.run(run_until_signal(gateway, with_parent=with_parent))
 
 
 @app.command()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
+    from flota.cli.local_gateway import LocalGateway
     from flota.server.running import RunningServer
     from flota.server.settings import ServerSettings
 
@@ -52,6 +53,9 @@ def up(
     proxy_device_type: str | None = typer.Option(
         None, "--proxy-device-type", metavar="T", help="What unknown devices with such a certificate become."
     ),
+    no_gateway: bool = typer.Option(
+        False, "--no-gateway", help="No gateway for boards of the local network (see docs/how-to/gateway.md)."
+    ),
     stop_grace_s: float | None = typer.Option(None, "--stop-grace-s", help="Seconds to finish responses in. [30]"),
     as_json: bool = typer.Option(False, "--json", help="One JSON line on stdout when ready."),
     log_json: bool = typer.Option(False, "--log-json", help="Log as JSON lines."),
@@ -85,7 +89,19 @@ def up(
     keep_large_blocks()
     configure_logs(json=log_json, level=log_level)
     announce = _announce_json if as_json else _announce
-    finished = _run(lambda: run_server(settings, announce=announce))
+    gateway = None if no_gateway else _local_gateway(settings, log_json=log_json, log_level=log_level)
+
+    def announce_and_begin(server: RunningServer) -> None:
+        announce(server)
+        url = server.http or server.https
+        if gateway is not None and url is not None and server.token_file is not None:
+            gateway.start(url, server.ca if url == server.https else None, server.token_file)
+
+    try:
+        finished = _run(lambda: run_server(settings, announce=announce_and_begin))
+    finally:
+        if gateway is not None:
+            gateway.stop()
     if not finished:
         warn(f"some responses were cut off after {settings.stop_grace_s:g} s")
         os._exit(EXIT_FAILED)  # their threads still run, and would run into the interpreter's end
@@ -117,6 +133,12 @@ def _settings(data: Path | None, config: Path | None, flags: dict[str, object], 
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read", found=error.strerror or str(error)) from error
     return settings_from(directory, file, os.environ, flags)
+
+
+def _local_gateway(settings: ServerSettings, *, log_json: bool, log_level: str) -> LocalGateway:
+    from flota.cli.local_gateway import LocalGateway
+
+    return LocalGateway(settings.data.root, log_json=log_json, log_level=log_level)
 
 
 def _run(main: Callable[[], Coroutine[Any, Any, bool]]) -> bool:

@@ -118,7 +118,7 @@ def settings_from(
     listed = file.get("device", [])
     if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
         raise InvalidInput("devices are written as [[device]] tables")
-    adopted = [*(_device_of_table(one, base) for one in listed), *devices]
+    adopted = [*(device_of_table(one, base) for one in listed), *devices]
     _refuse_doubles(adopted)
     patience = Patience(
         evidence_s=reader.number("evidence_s", 180.0, at_least=0.1),
@@ -167,7 +167,7 @@ def device_of_flag(text: str) -> AdoptedDevice:
         raise InvalidInput("not a device", expected="NAME=HOST[:PORT][,mac=…][,…]", found=repr(text[:200]))
     if isinstance(table.get("port"), str):
         table |= _host_and_port(f"x:{table['port']}") | {"address": table.get("address")}
-    return _device_of_table({key: value for key, value in table.items() if value is not None}, Path())
+    return device_of_table({key: value for key, value in table.items() if value is not None}, Path())
 
 
 def mac_address(text: str) -> str:
@@ -224,7 +224,8 @@ def _host_and_port(text: str) -> dict[str, Any]:
     return {"address": host, "port": int(port) if port else None}
 
 
-def _device_of_table(table: Mapping[str, Any], base: Path) -> AdoptedDevice:
+def device_of_table(table: Mapping[str, Any], base: Path) -> AdoptedDevice:
+    """Return the device of a `[[device]]` table; relative paths start at `base`. Raises `InvalidInput`, `NotFound`."""
     name = table.get("name")
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= DEVICE_NAME_MAX_LEN:
         raise InvalidInput("a device without a name", found=repr(name)[:80])

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,8 +231,11 @@ def read_trust_files(paths: Sequence[Path]) -> tuple[TrustedSigners, ...]:
     return tuple(found)
 
 
-async def run_until_signal(gateway: Gateway) -> None:
-    """Run a gateway until SIGTERM or SIGINT; a second signal ends the process at once."""
+async def run_until_signal(gateway: Gateway, *, with_parent: bool = False) -> None:
+    """Run a gateway until SIGTERM or SIGINT; a second signal ends the process at once.
+
+    `with_parent`: also until standard input ends, which it does when the process that holds its other end dies.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
@@ -242,4 +246,17 @@ async def run_until_signal(gateway: Gateway) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked, number)
+    if with_parent:
+        await loop.connect_read_pipe(lambda: _Parent(stop), sys.stdin)
     await gateway.run(stop)
+
+
+class _Parent(asyncio.Protocol):
+    """Hears when the other end of standard input is gone."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self._stop = stop
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop."""
+        self._stop.set()

@@ -137,8 +137,8 @@ class SweepResult:
 class Reference:
     """An uninterrupted life: its operations with snapshots, and what is known from it.
 
-    `known` learns from the lives after cuts too, `known_uncut` does not: where second cuts are to be made, a life after a
-    first one must not be passed over.
+    `known` learns from the lives after cuts too, `known_uncut` does not: where second cuts are to be made, a life
+    after a first one must not be passed over.
     """
 
     device: SweptDevice

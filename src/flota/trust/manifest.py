@@ -45,6 +45,7 @@ class ManifestComponent:
     """One file of the release: which part it is, what it is, how long (bytes), and its digest (64 hex digits).
 
     `name` is the part's role (`app`), never an address: where it goes is looked up in the board's own table.
+    `precursor_sha256` (64 hex digits): the file is of use only where a file with this digest runs; None = everywhere.
     Raises `BadManifest` when a value is out of range.
     """
 
@@ -52,6 +53,7 @@ class ManifestComponent:
     format: str
     size: int
     sha256: str
+    precursor_sha256: str | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name, "name of a component")
@@ -60,6 +62,12 @@ class ManifestComponent:
         _check_range(self.size, 1, COMPONENT_MAX_BYTES, "size of a component")
         if not _SHA256.match(self.sha256):
             raise BadManifest("not a SHA-256", expected="64 lower-case hex digits", found=ascii(self.sha256[:72]))
+        if self.precursor_sha256 is not None and not _SHA256.match(self.precursor_sha256):
+            raise BadManifest(
+                "the precursor is not a SHA-256",
+                expected="64 lower-case hex digits",
+                found=ascii(self.precursor_sha256[:72]),
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +129,7 @@ def pack_manifest(manifest: Manifest) -> bytes:
             "sequence": manifest.sequence,
             "issued_at": _pack_time(manifest.issued_at),
             "expires_at": _pack_time(manifest.expires_at) if manifest.expires_at else None,
-            "components": [
-                {"name": part.name, "format": part.format, "size": part.size, "sha256": part.sha256}
-                for part in manifest.components
-            ],
+            "components": [_component_members(part) for part in manifest.components],
         }
     )
     if len(packed) > MANIFEST_MAX_BYTES:  # 16 components with the longest names still fit: see the test
@@ -169,6 +174,14 @@ def parse_manifest(data: bytes) -> Manifest:
     return manifest
 
 
+def _component_members(part: ManifestComponent) -> dict[str, object]:
+    """Return the members of a component; without a precursor there is no member for it."""
+    members: dict[str, object] = {"name": part.name, "format": part.format, "size": part.size, "sha256": part.sha256}
+    if part.precursor_sha256 is not None:
+        members["precursor_sha256"] = part.precursor_sha256
+    return members
+
+
 def _parse_component(value: object) -> ManifestComponent:
     members = Members(value, "a component")
     component = ManifestComponent(
@@ -176,6 +189,7 @@ def _parse_component(value: object) -> ManifestComponent:
         format=members.take("format", str),
         size=members.take("size", int),
         sha256=members.take("sha256", str),
+        precursor_sha256=members.take_absent("precursor_sha256", str),
     )
     members.finish()
     return component

@@ -31,6 +31,7 @@ class RefusalCode(enum.StrEnum):
     TRAILING_BYTES = "trailing-bytes"
     WRONG_DIGEST = "wrong-digest"
     WRONG_FORMAT = "wrong-format"
+    WRONG_PRECURSOR = "wrong-precursor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ def refusals(
     now: datetime | None,
     components: Sequence[ComponentFacts] | None = None,
     accepted_manifest_sha256: str | None = None,
+    running_sha256: str | None = None,
 ) -> tuple[Refusal, ...]:
     """Return every reason not to install; empty = install.
 
@@ -84,11 +86,14 @@ def refusals(
     repetition and allowed, unless `accepted_manifest_sha256` (hex) is known and shows another manifest. `now` is the
     device's trusted time, None without one: expiry is not judged then, and the device has to report that it has no
     clock. `components` are the facts of all received components; None before the transfer: only metadata are judged.
+    `running_sha256` (hex) is measured from the slot that runs, now; None = it was not, and then nothing that names a
+    precursor is taken.
     """
     found = [
         *_wrong_device(manifest, device_type, board, hardware_revision),
         *_old_release(manifest, accepted_sequence, accepted_manifest_sha256),
         *_expired(manifest, now),
+        *_wrong_precursor(manifest, running_sha256),
     ]
     if components is not None:
         found += _wrong_components(manifest, components)
@@ -162,6 +167,19 @@ def _expired(manifest: Manifest, now: datetime | None) -> Sequence[Refusal]:
             expected=f"before {manifest.expires_at.isoformat()}",
             found=now.isoformat(timespec="seconds"),
         )
+    ]
+
+
+def _wrong_precursor(manifest: Manifest, running_sha256: str | None) -> Sequence[Refusal]:
+    return [
+        Refusal(
+            RefusalCode.WRONG_PRECURSOR,
+            f"the component {component.name} is for devices that run another file",
+            expected=running_sha256 or "a component of use anywhere, as it was not measured what runs",
+            found=component.precursor_sha256,
+        )
+        for component in manifest.components
+        if component.precursor_sha256 is not None and component.precursor_sha256 != running_sha256
     ]
 
 
