@@ -72,7 +72,7 @@ class GatewayProcess:
         """Wait until this life has logged an event, or until the time is over."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                while f'"{event}"'.encode() not in self.log.read_bytes()[self._begun_at :]:
+                while f'"{event}"'.encode() not in self.log.read_bytes()[self._begun_at :]:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
 
     def end(self, number: signal.Signals) -> int:
@@ -143,13 +143,13 @@ def _prepare(
 
 async def _until_final(client: ManagementClient, rollout: int, *, within_s: float) -> None:
     async with asyncio.timeout(within_s):
-        while not (await asyncio.to_thread(client.rollout, rollout)).is_final:
+        while not (await asyncio.to_thread(client.rollout, rollout)).is_final:  # noqa: ASYNC110
             await asyncio.sleep(0.2)
 
 
 async def _all_run(version: str, boards: Sequence[SiteBoard]) -> None:
     async with asyncio.timeout(10):
-        while {board.version for board in boards} != {version}:
+        while {board.version for board in boards} != {version}:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
 

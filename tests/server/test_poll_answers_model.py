@@ -60,6 +60,7 @@ class PollsFromMemory(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.runner.run(self._begin())
+        self.poll_all_as_usual()
 
     async def _begin(self) -> None:
         directory = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="flota-polls-"))

@@ -50,7 +50,7 @@ def run(
     token: Annotated[str | None, typer.Option("--token", envvar="FLOTA_DEVICE_TOKEN", help="Its own token.")] = None,
     type_: Annotated[str | None, typer.Option("--type", help="Its device type; default: the board's name.")] = None,
     dialect: Annotated[
-        str | None, typer.Option("--dialect", help="http-update, esp-https-ota, ddi or viam; default by board.")
+        str | None, typer.Option("--dialect", help="http-update, esp-https-ota, ddi, viam, espota; default by board.")
     ] = None,
     tenant: Annotated[str, typer.Option("--tenant", help="Tenant in DDI addresses.")] = "DEFAULT",
     speed: Annotated[
@@ -90,9 +90,16 @@ def run(
     ] = None,
     listen: Annotated[
         str | None,
-        typer.Option("--listen", metavar="H:P", help="amebad: where it takes a push; default 127.0.0.1:8082."),
+        typer.Option(
+            "--listen", metavar="H:P", help="Where it takes a push; default: loopback, 8082 (amebad), 3232 (espota)."
+        ),
     ] = None,
-    announce: Annotated[bool, typer.Option("--announce/--no-announce", help="amebad: announce itself by mDNS.")] = True,
+    announce: Annotated[
+        bool, typer.Option("--announce/--no-announce", help="amebad, espota: announce itself by mDNS.")
+    ] = True,
+    password: Annotated[
+        str | None, typer.Option("--password", envvar="FLOTA_OTA_PASSWORD", help="espota: what a sender has to know.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Run a virtual device until Ctrl-C. Killing the process is a power cut; start it again and it boots.
@@ -129,7 +136,8 @@ def run(
         mac=_checked_mac(mac),
         hardware_revision=hardware_revision,
         viam_config=viam_config,
-        push=None if listen is None else _push_settings(listen),
+        push=None if listen is None or dialect == "espota" else _push_settings(listen),
+        espota=_espota_settings(listen, password) if dialect == "espota" else None,
         announce=announce,
     )
     _run(spec, as_json=as_json)
@@ -283,6 +291,17 @@ def _push_settings(text: str) -> Any:
 
     host, port = parse_target(text)
     return PushSettings(host=host) if port is None else PushSettings(host=host, port=port)
+
+
+def _espota_settings(listen: str | None, password: str | None) -> Any:
+    from flota.cli.push import parse_target
+    from flota.virtual.agents.espota import EspotaSettings
+
+    if listen is None:
+        return EspotaSettings(password=password)
+    host, port = parse_target(listen)
+    default = EspotaSettings()
+    return EspotaSettings(host=host, port=default.port if port is None else port, password=password)
 
 
 def _address(text: str) -> int:

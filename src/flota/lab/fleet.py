@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlencode, urlsplit
@@ -24,7 +25,7 @@ from flota.images.esp_partitions import PartitionTable
 from flota.lab.programmer import prepare_blank
 from flota.lab.state_directory import StateDirectory
 from flota.protocols.ameba_push import ARDUINO as AMEBA_ARDUINO
-from flota.protocols.arduino_mdns import AMEBA_STOCK_SRV_PORT, ameba_txt
+from flota.protocols.arduino_mdns import AMEBA_STOCK_SRV_PORT, ameba_txt, esp_txt
 from flota.protocols.ddi import DEFAULT_TENANT, DdiAddresses
 from flota.protocols.viam import POLL_PERIOD_S
 from flota.transports.ddi_link import DdiLink
@@ -34,6 +35,7 @@ from flota.trust.trust_file import TrustedSigners
 from flota.virtual.agents.ameba_push import AmebaPushAgent, PushSettings, silent
 from flota.virtual.agents.ddi import DdiAgent, DdiSettings
 from flota.virtual.agents.esp_https_ota import TIME_OUT_S, USER_AGENT, EspHttpsOtaAgent, FetchMode
+from flota.virtual.agents.espota import EspotaAgent, EspotaSettings
 from flota.virtual.agents.http_update import HttpUpdateAgent
 from flota.virtual.agents.viam_config import ConfigAddress, ConfigFile, ConfigSource
 from flota.virtual.agents.viam_link import device_tls
@@ -54,7 +56,8 @@ class Dialect(enum.StrEnum):
     DDI = "ddi"
     VIAM = "viam"
     AMEBA_PUSH = "ameba-push"
-    """It waits to be pushed to, and asks nobody."""
+    ESPOTA = "espota"
+    """Both wait to be pushed to, and ask nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class DeviceSpec:
     if it is blank, `firmware_version` its version where the file does not tell. `poll_interval_s` is device time
     (scaled by `speed`), None = what dialect or server say.
     `viam_config` is the file or http address of a micro-RDK's machine configuration, in place of Viam's cloud.
-    `push`: where a board that is pushed to listens; `on_listening` hears of host and port at each boot.
+    `push`, `espota`: where a board that is pushed to listens; `on_listening` hears of host and port at each boot.
     `signers` are the keys that it trusts (DDI only), None = it installs unsigned releases too. `seed` makes its waits
     repeatable.
     """
@@ -91,10 +94,15 @@ class DeviceSpec:
     hardware_revision: str | None = None
     viam_config: str | None = None
     push: PushSettings | None = None
+    espota: EspotaSettings | None = None
     announce: bool = True
     """Whether a board that is pushed to announces itself by mDNS."""
     on_listening: Callable[[str, int], None] | None = None
     seed: int | None = None
+
+
+PUSHED_TO: Final = frozenset({Dialect.AMEBA_PUSH, Dialect.ESPOTA})
+"""Dialects of devices that wait to be pushed to."""
 
 
 def default_dialect(board: str) -> Dialect:
@@ -210,9 +218,9 @@ def _checked_dialect(spec: DeviceSpec) -> Dialect:
         raise InvalidInput(
             f"{board.name} does not speak {dialect.value}", hint="flota lab boards shows what it speaks."
         )
-    if dialect is Dialect.AMEBA_PUSH and (spec.server is not None or spec.token is not None):
+    if dialect in PUSHED_TO and (spec.server is not None or spec.token is not None):
         raise InvalidInput(
-            f"{board.name} asks no server: it waits to be pushed to",
+            f"a device that speaks {dialect.value} asks no server: it waits to be pushed to",
             hint="Leave out --server and --token; use flota push, or a gateway.",
         )
     if board.chip is None and dialect is not Dialect.DDI:
@@ -230,6 +238,10 @@ def _agent(spec: DeviceSpec, dialect: Dialect) -> tuple[Agent | None, httpx.Asyn
         return _micro_rdk(spec, spec.viam_config)
     if dialect is Dialect.AMEBA_PUSH:
         return _ameba(spec), None
+    if dialect is Dialect.ESPOTA:
+        settings = spec.espota or EspotaSettings()
+        announce = partial(announce_esp, password=settings.password is not None) if spec.announce else silent
+        return EspotaAgent(settings, announce=announce, on_listening=spec.on_listening), None
     if spec.server is None:
         return None, None
     board = board_named(spec.board)
@@ -272,6 +284,22 @@ def announce_ameba(context: AppContext, host: str, port: int) -> AbstractAsyncCo
         AMEBA_STOCK_SRV_PORT if port == AMEBA_ARDUINO.port else port,
         ameba_txt(),
         host=f"ameba-{identity.mac.replace(':', '').lower()}",
+        addresses=own_addresses() if anywhere else (host,),
+        interfaces=None if anywhere else (host,),
+    )
+
+
+def announce_esp(
+    context: AppContext, host: str, port: int, *, password: bool = False
+) -> AbstractAsyncContextManager[object]:
+    """Announce the board as ArduinoOTA does, under its own name; its host name ends with its MAC."""
+    identity = context.identity
+    anywhere = ipaddress.ip_address(host).is_unspecified
+    return announced(
+        identity.name,
+        port,
+        esp_txt(identity.board.replace("-", "_"), password=password),
+        host=f"esp32-{identity.mac.replace(':', '').lower()}",
         addresses=own_addresses() if anywhere else (host,),
         interfaces=None if anywhere else (host,),
     )
