@@ -41,11 +41,14 @@ PATIENT = Patience(evidence_s=10, unreachable_s=60, poll_s=0.05, look_s=0.02, re
 async def test_an_offer_is_pushed_and_succeeds_when_the_board_announces_itself_again(tmp_path: Path) -> None:
     hardware = blank_board()
     hardware.flash_app(image_of("1.0.0"))
-    async with running(hardware) as board, bench(tmp_path, ota()) as one:
-        async with one.running(device(await board.ports.get())) as gateway:
-            announce_boots(board, gateway)
-            closing = await one.closing()
-            await eventually(lambda: (update := one.update()) is not None and update.stage is Stage.TOLD)
+    async with (
+        running(hardware) as board,
+        bench(tmp_path, ota()) as one,
+        one.running(device(await board.ports.get())) as gateway,
+    ):
+        announce_boots(board, gateway)
+        closing = await one.closing()
+        await eventually(lambda: (update := one.update()) is not None and update.stage is Stage.TOLD)
     assert closing.finished is FeedbackFinished.SUCCESS
     assert "announced itself" in closing.details[0]
     assert closing.details[1] == "basis: announcement"
@@ -60,9 +63,12 @@ async def test_a_validly_signed_release_for_a_4_mb_type_is_refused_before_anythi
     metadata = signed(file, device_type="big", board="amebad-4mb")
     hardware = blank_board()
     hardware.flash_app(image_of("1.0.0"))
-    async with running(hardware) as board, bench(tmp_path, file, metadata) as one:
-        async with one.running(device(await board.ports.get())):
-            closing = await one.closing()
+    async with (
+        running(hardware) as board,
+        bench(tmp_path, file, metadata) as one,
+        one.running(device(await board.ports.get())),
+    ):
+        closing = await one.closing()
     assert closing.finished is FeedbackFinished.FAILURE
     assert "another device type" in closing.details[0]
     assert accepts(board) == 0
@@ -111,9 +117,8 @@ async def test_a_file_that_is_no_image_is_refused_though_it_is_signed(tmp_path: 
 async def test_a_board_that_is_not_heard_again_has_an_unknown_outcome_which_is_no_success(tmp_path: Path) -> None:
     hardware = blank_board()
     hardware.flash_app(image_of("1.0.0"))
-    async with running(hardware) as board, bench(tmp_path, ota()) as one:
-        async with one.running(device(await board.ports.get())):
-            closing = await one.closing()
+    async with running(hardware) as board, bench(tmp_path, ota()) as one, one.running(device(await board.ports.get())):
+        closing = await one.closing()
     assert closing.finished is FeedbackFinished.FAILURE
     assert "outcome is unknown" in closing.details[0]
     assert closing.details[1] == "basis: unknown"
@@ -123,13 +128,16 @@ async def test_a_board_that_is_not_heard_again_has_an_unknown_outcome_which_is_n
 async def test_the_version_that_a_board_checks_in_with_decides(tmp_path: Path, says: str, finished: str) -> None:
     hardware = blank_board()
     hardware.flash_app(image_of("1.0.0"))
-    async with running(hardware) as board, bench(tmp_path, ota()) as one:
-        async with one.running(device(await board.ports.get())) as gateway:
-            gateway.book.heard("127.0.0.1", time.monotonic(), SightingBasis.CHECK_IN, version="1.0.0")
-            await eventually(lambda: (update := one.update()) is not None and update.stage is Stage.SENT)
-            gateway.book.heard("127.0.0.1", time.monotonic(), SightingBasis.ANNOUNCEMENT)
-            gateway.book.heard("127.0.0.1", time.monotonic(), SightingBasis.CHECK_IN, version=says)
-            closing = await one.closing()
+    async with (
+        running(hardware) as board,
+        bench(tmp_path, ota()) as one,
+        one.running(device(await board.ports.get())) as gateway,
+    ):
+        gateway.book.heard("127.0.0.1", time.monotonic(), SightingBasis.CHECK_IN, version="1.0.0")
+        await eventually(lambda: (update := one.update()) is not None and update.stage is Stage.SENT)
+        gateway.book.heard("127.0.0.1", time.monotonic(), SightingBasis.ANNOUNCEMENT)
+        gateway.book.heard("127.0.0.1", time.monotonic(), SightingBasis.CHECK_IN, version=says)
+        closing = await one.closing()
     assert closing.finished.value == finished
     assert closing.details[1] == "basis: check-in"
 
@@ -162,10 +170,13 @@ async def test_a_board_that_closes_early_is_tried_so_often_and_no_more(tmp_path:
         writer.close()
 
     listener = await asyncio.start_server(early, "127.0.0.1", 0)
-    async with listener, bench(tmp_path, ota(size=900_000)) as one:
-        async with one.running(device(listener.sockets[0].getsockname()[1])):
-            closing = await one.closing()
-            await asyncio.sleep(0.3)
+    async with (
+        listener,
+        bench(tmp_path, ota(size=900_000)) as one,
+        one.running(device(listener.sockets[0].getsockname()[1])),
+    ):
+        closing = await one.closing()
+        await asyncio.sleep(0.3)
     assert closing.finished is FeedbackFinished.FAILURE
     assert closing.details[1] == "basis: broke-off"
     assert len(connections) == QUICK.attempts
@@ -240,13 +251,16 @@ async def test_an_action_that_the_server_shows_again_after_its_verdict_is_told_a
 ) -> None:
     hardware = blank_board()
     hardware.flash_app(image_of("1.0.0"))
-    async with running(hardware) as board, bench(tmp_path, ota()) as one:
-        async with one.running(device(await board.ports.get())) as gateway:
-            announce_boots(board, gateway)
-            await one.closing()
-            await eventually(lambda: (update := one.update()) is not None and update.stage is Stage.TOLD)
-            one.ddi.feedback.clear()
-            again = await one.closing()
+    async with (
+        running(hardware) as board,
+        bench(tmp_path, ota()) as one,
+        one.running(device(await board.ports.get())) as gateway,
+    ):
+        announce_boots(board, gateway)
+        await one.closing()
+        await eventually(lambda: (update := one.update()) is not None and update.stage is Stage.TOLD)
+        one.ddi.feedback.clear()
+        again = await one.closing()
     assert again.finished is FeedbackFinished.SUCCESS
     assert accepts(board) == 1
 
@@ -293,12 +307,15 @@ async def test_a_doubted_device_that_checks_in_with_the_version_is_not_pushed_to
 async def test_another_board_at_the_devices_address_is_not_pushed_to(tmp_path: Path) -> None:
     hardware = blank_board()
     hardware.flash_app(image_of("1.0.0"))
-    async with running(hardware) as board, bench(tmp_path, ota()) as one:
-        async with one.running(device(await board.ports.get(), mac=MAC)) as gateway:
-            gateway.book.heard("127.0.0.1", time.monotonic(), SightingBasis.ANNOUNCEMENT, mac="00:E0:4C:00:00:02")
-            await eventually(lambda: len(one.ddi.downloads) > 0)
-            await asyncio.sleep(0.3)
-            update = one.update()
+    async with (
+        running(hardware) as board,
+        bench(tmp_path, ota()) as one,
+        one.running(device(await board.ports.get(), mac=MAC)) as gateway,
+    ):
+        gateway.book.heard("127.0.0.1", time.monotonic(), SightingBasis.ANNOUNCEMENT, mac="00:E0:4C:00:00:02")
+        await eventually(lambda: len(one.ddi.downloads) > 0)
+        await asyncio.sleep(0.3)
+        update = one.update()
     assert accepts(board) == 0
     assert update is not None
     assert update.stage is Stage.OFFERED

@@ -154,22 +154,38 @@ class EspotaPush:
                 len(self._data),
                 hashlib.md5(self._data, usedforsecurity=False).hexdigest(),
             )
-            await self._be_accepted(family, address, invitation, own)
-            connection = await self._accept(listener, address[0])
+            coming = asyncio.ensure_future(_connection_from(listener, address[0]))
+            try:
+                await self._be_accepted(family, address, invitation, own, coming)
+                connection = await self._accept(coming)
+            finally:
+                coming.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await coming
             with connection:
                 return await self._hand_over(connection)
 
-    async def _be_accepted(self, family: int, address: tuple[str, int], invitation: Invitation, own: str) -> None:
-        """Invite until the device accepts; a lost datagram costs one try, a refused password one kind of hash."""
+    async def _be_accepted(
+        self,
+        family: int,
+        address: tuple[str, int],
+        invitation: Invitation,
+        own: str,
+        coming: asyncio.Future[socket.socket],
+    ) -> None:
+        """Invite until the device accepts, or connects: then its OK was lost.
+
+        A lost datagram costs one try, a refused password one kind of hash.
+        """
         hashes = list(self._hashes)
         refused = False
         heard = False
         for _ in range(self._limits.tries):
-            if not hashes:
+            if coming.done() or not hashes:
                 break
             nonce = ""
             with _datagrams(family, address) as link:
-                answer = await self._ask(link, pack_invitation(invitation))
+                answer = await self._ask(link, pack_invitation(invitation), coming)
                 if answer is None:
                     continue
                 heard = True
@@ -184,7 +200,7 @@ class EspotaPush:
             cnonce = make_cnonce(nonce, self._filename, invitation, f"{self._host}{own}")
             response = auth_response(self._password, nonce, cnonce, stored_as=kind)
             with _datagrams(family, address) as link:  # the newer tool answers from another port, too
-                answer = await self._ask(link, pack_auth(AuthAnswer(cnonce, response)))
+                answer = await self._ask(link, pack_auth(AuthAnswer(cnonce, response)), coming)
             if answer is None:
                 continue
             if answer.strip().startswith(AUTHENTICATION_FAILED):
@@ -198,34 +214,33 @@ class EspotaPush:
             self._auth = f"pbkdf2 with {kind.value}" if modern else "md5"
             self.stage = EspotaStage.ACCEPTED
             return
+        if coming.done():
+            self.stage = EspotaStage.ACCEPTED
+            return
         if refused:
             raise _Stopped("the device refused the password")
         if heard:
             raise _Stopped("the device answers, but never accepted the invitation")
         raise _Stopped(f"nothing answers at {self._host} UDP port {self._port} within {self._limits.tries} tries")
 
-    async def _ask(self, link: socket.socket, datagram: bytes) -> bytes | None:
-        """Return the device's answer, None when none comes."""
+    async def _ask(self, link: socket.socket, datagram: bytes, coming: asyncio.Future[socket.socket]) -> bytes | None:
+        """Return the device's answer, None when none comes, or the device itself."""
         loop = asyncio.get_running_loop()
+        answer = asyncio.ensure_future(_answer(loop, link, datagram))
         try:
-            async with asyncio.timeout(self._limits.answer_s):
-                await loop.sock_sendall(link, datagram)
-                return await loop.sock_recv(link, DATAGRAM_MAX_BYTES)
-        except TimeoutError:
-            return None
+            await asyncio.wait({answer, coming}, timeout=self._limits.answer_s, return_when=asyncio.FIRST_COMPLETED)
+            return answer.result() if answer.done() else None
         except OSError:  # the host says that nobody listens there: perhaps not yet
             await asyncio.sleep(min(self._limits.answer_s, 0.2))
             return None
+        finally:
+            answer.cancel()
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                await answer
 
-    async def _accept(self, listener: socket.socket, device: str) -> socket.socket:
-        loop = asyncio.get_running_loop()
+    async def _accept(self, coming: asyncio.Future[socket.socket]) -> socket.socket:
         try:
-            async with asyncio.timeout(self._limits.connect_s):
-                while True:
-                    connection, peer = await loop.sock_accept(listener)
-                    if peer[0] == device:
-                        break
-                    connection.close()  # somebody else found our port
+            connection = await asyncio.wait_for(coming, self._limits.connect_s)
         except TimeoutError:
             raise _Stopped(
                 "the device accepted, but never connected back: the image is larger than its free space, "
@@ -290,6 +305,21 @@ async def push_espota(
     """Push `data` to the board whose update port is UDP `port`; returns what happened."""
     push = EspotaPush(host, port, data, password=password, filename=filename, limits=limits, on_progress=on_progress)
     return await push.run()
+
+
+async def _answer(loop: asyncio.AbstractEventLoop, link: socket.socket, datagram: bytes) -> bytes:
+    await loop.sock_sendall(link, datagram)
+    return await loop.sock_recv(link, DATAGRAM_MAX_BYTES)
+
+
+async def _connection_from(listener: socket.socket, device: str) -> socket.socket:
+    """Return the device's connection; those of others are closed."""
+    loop = asyncio.get_running_loop()
+    while True:
+        connection, peer = await loop.sock_accept(listener)
+        if peer[0] == device:
+            return connection
+        connection.close()
 
 
 def _read(answer: bytes) -> str | None:
