@@ -1,7 +1,8 @@
 """Downloads against nginx on the same file: rate, CPU per GB, small ranges with the token check, stalled readers.
 
-Run: python benchmarks/download.py [--rounds 5]. The servers alternate; a figure is the median of the rounds' ratios.
-Beside it stands the floor: the same ratio for our listeners with a handler that checks nothing and answers from memory.
+Run: python benchmarks/download.py [--rounds 5] [--only tls|h2c]. The servers alternate; a figure is the median of the
+rounds' ratios. Beside it stands the floor: the same ratio for our listeners with a handler that checks nothing, sends
+whole files by `pathsend` and parts from memory.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+import h2.connection
+import h2.settings
 from benchmarks._side_by_side import Load, Rival, h2load, rivals
 
+WAYS = ("tls", "h2c")
 CONNECTIONS = 50
 WHOLE_REQUESTS = 400
 RANGE_REQUESTS = 20_000
@@ -34,18 +38,24 @@ RANGE_GOAL = 0.5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--only", choices=WAYS, help="whole files this way, and nothing else")
+    asked = parser.parse_args()
+    rounds: int = asked.rounds
     with rivals() as (flota, nginx, bare):
-        for way in ("tls", "h2c"):
+        for way in WAYS if asked.only is None else (asked.only,):
             runs = alternate((flota, nginx, bare), way, rounds, requests=WHOLE_REQUESTS)
             verdict(f"4 MiB, {way}: rate", runs, _bytes_per_s, at_least=RATE_GOAL)
             verdict(f"4 MiB, {way}: CPU per GB", runs, _cpu_s_per_gb, at_most=CPU_GOAL)
             print("   ", ", ".join(" : ".join(f"{load.bytes_per_s / 1e6:.0f}" for load in run) for run in runs), "MB/s")
+            print("   ", ", ".join(" : ".join(f"{load.cpu_s_per_gb:.2f}" for load in run) for run in runs), "s/GB")
+        if asked.only is not None:
+            return
         for way in ("h2c", "tls"):
             runs = alternate((flota, nginx, bare), way, rounds, requests=RANGE_REQUESTS, headers=(RANGE,))
             verdict(f"4 KiB ranges, {way}, token checked: rate", runs, _requests_per_s, at_least=RANGE_GOAL)
             print("   ", ", ".join(" : ".join(f"{load.requests_per_s:.0f}" for load in run) for run in runs), "per s")
-        stalled(flota)
+        for way in ("h1", "h2c"):
+            stalled(flota, way)
 
 
 def alternate(
@@ -64,25 +74,39 @@ def alternate(
     return runs
 
 
-def stalled(flota: Rival) -> None:
+def stalled(flota: Rival, way: str) -> None:
     """Open readers that take a header and nothing more; print what they cost and that others are served."""
-    parts = urlsplit(flota.urls["h1"])
+    parts = urlsplit(flota.urls[way])
+    target = f"{parts.path}?{parts.query}"
     before = flota.resident_mib()
-    request = f"GET {parts.path}?{parts.query} HTTP/1.1\r\nhost: x\r\n\r\n".encode()
     readers = []
     for _ in range(STALLED_READERS):
         reader = socket.socket()
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         reader.connect((parts.hostname, parts.port))
-        reader.sendall(request)
+        reader.sendall(wide_http2_get(target) if way == "h2c" else f"GET {target} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
         reader.recv(64)
         readers.append(reader)
     time.sleep(1)
     cost = flota.resident_mib() - before
     load = h2load(flota, "h1", requests=50, connections=1, headers=(RANGE,))
-    print(f"{STALLED_READERS} stalled readers: {cost:.0f} MiB more; others: {load.requests_per_s:.0f} req/s")
+    print(f"{STALLED_READERS} stalled readers, {way}: {cost:.0f} MiB more; others: {load.requests_per_s:.0f} req/s")
     for reader in readers:
         reader.close()
+
+
+def wide_http2_get(target: str) -> bytes:
+    """Return what a client sends that asks for `target` and opens its windows as wide as they go: the worst reader."""
+    connection = h2.connection.H2Connection()
+    widest = (1 << 31) - 1
+    connection.local_settings = h2.settings.Settings(
+        client=True, initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: widest}
+    )
+    connection.initiate_connection()
+    connection.increment_flow_control_window(widest - 65_535)
+    request = {":method": "GET", ":path": target, ":scheme": "http", ":authority": "x"}
+    connection.send_headers(1, list(request.items()), end_stream=True)
+    return connection.data_to_send()
 
 
 def verdict(

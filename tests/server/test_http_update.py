@@ -390,7 +390,7 @@ async def test_one_identity_with_two_macs_is_refused_and_noticed(fleet: UpdateFl
     for _ in range(3):
         assert (await fleet.client.get(url, headers=headers(sta_mac="AA:BB:CC:DD:EE:99"))).status_code == 403
     assert await fleet.audited("device.identity-conflict") == [
-        {"trait": "mac", "known": MAC, "claimed": "AA:BB:CC:DD:EE:99"}
+        {"trait": "mac", "seen": [MAC, "AA:BB:CC:DD:EE:99"]}
     ]
 
 
@@ -399,7 +399,7 @@ async def test_two_devices_with_one_mac_are_noticed_once(fleet: UpdateFleet) -> 
     for ap_mac in ("AA:BB:CC:DD:EE:02", "AA:BB:CC:DD:EE:77", "AA:BB:CC:DD:EE:02", "AA:BB:CC:DD:EE:77"):
         await ask(fleet, ap_mac=ap_mac)
     (conflict,) = await fleet.audited("device.identity-conflict")
-    assert conflict["claimed"] == "AA:BB:CC:DD:EE:77"
+    assert conflict["seen"] == ["AA:BB:CC:DD:EE:02", "AA:BB:CC:DD:EE:77"]
 
 
 # channel and esp_https_ota

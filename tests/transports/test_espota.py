@@ -209,7 +209,7 @@ async def scripted(answers: bytes, *, blocks: int = 1000, hold: bool = False) ->
     ("answers", "blocks", "hold", "reason"),
     [
         (b"1024", 1, False, "closed in the middle"),
-        (b"ERROR[4]: Not Enough Space\r\n", 1, True, "the device says: ERROR[4]: Not"),
+        (b"ERROR[4]: Not Enough Space\r\n", 1, True, "the device says: ERROR[4]: Not Enough Space"),
         (b"1024", 3, False, "closed without saying whether the image is good"),
         (b"1024", 3, True, "no result within"),
         (b"", 1, True, "did not answer for"),

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from flota.cli.connection import AsJson, check_option
 from flota.cli.output import echo_json, print_table
 from flota.errors import WrongUse
-
-if TYPE_CHECKING:
-    from flota.gateway.configuration import GatewaySettings
-    from flota.gateway.driver import AdoptedDevice
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Carry updates to boards that wait to be pushed to.")
 
@@ -73,9 +67,8 @@ def run(
 
         flota gateway run --config /etc/flota/gateway.toml
     """
-    from flota.gateway.configuration import device_of_flag, server_url
-    from flota.gateway.daemon import Gateway, run_until_signal
-    from flota.gateway.logs import configure_logs
+    from flota.gateway.configuration import device_of_flag, read_trust_files, server_url
+    from flota.gateway.starting import Start, become_gateway, settings_of
 
     if config is None and not device:
         raise WrongUse("no device to serve", hint="Give --device NAME=HOST, or --config FILE.")
@@ -83,25 +76,30 @@ def run(
         check_option("--server", server_url, server)
     for one in device or []:
         check_option("--device", device_of_flag, one)
-    flags: dict[str, Any] = {
+    told: dict[str, object] = {
         "server": server,
         "token": token,
-        "token_file": token_file,
-        "trust": trust,
-        "state": state,
-        "cacert": cacert,
-        "interfaces": interface,
+        "token_file": _absolute(token_file),
+        "trust": [_absolute(path) for path in trust or []] or None,
+        "state": _absolute(state),
+        "cacert": _absolute(cacert),
+        "interfaces": interface or None,
         "mdns": False if no_mdns else None,
         "poll_s": poll_s,
         "evidence_s": evidence_s,
         "cache_mib": cache_mib,
         "metrics": metrics,
     }
-    devices = [device_of_flag(one) for one in device or []]
-    configure_logs(json=log_json, level=log_level)
-    settings = _settings(config, flags, devices)
-    gateway = Gateway(settings, reload=None if config is None else _reloading(config, flags, devices))
-    asyncio.run(run_until_signal(gateway, with_parent=with_parent))
+    start = Start(
+        config=_absolute(config),
+        flags={name: value for name, value in told.items() if value is not None},
+        devices=list(device or []),
+        log_json=log_json,
+        log_level=log_level,
+        with_parent=with_parent,
+    )
+    read_trust_files(settings_of(start).trust)
+    become_gateway(start)
 
 
 @app.command()
@@ -129,32 +127,5 @@ def status(
     print_table(("device", "runs", "update", "stage", "basis", "pushes", "reason"), rows)
 
 
-def _settings(config: Path | None, flags: dict[str, Any], devices: list[AdoptedDevice]) -> GatewaySettings:
-    from flota.gateway.configuration import read_config, settings_from
-
-    file = {} if config is None else read_config(config)
-    return settings_from(file, flags, devices, base=Path() if config is None else config.absolute().parent)
-
-
-def _reloading(
-    config: Path, flags: dict[str, Any], devices: list[AdoptedDevice]
-) -> Callable[[], GatewaySettings | None]:
-    """Return what reads the file again when it has changed; a file that is wrong is refused once, the old one stays."""
-    seen = [_state_of(config)]
-
-    def reload() -> GatewaySettings | None:
-        now = _state_of(config)
-        if now == seen[0] or now is None:
-            return None
-        seen[0] = now
-        return _settings(config, flags, devices)
-
-    return reload
-
-
-def _state_of(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
+LARGEST_BYTES: Final = 32 * 1024 * 1024
+"""Above the flash of every board that is pushed to: a larger file is not even read."""
+
 LOOK_S: Final = 2.0
 """How long to look for an announcement of the board when no port is given."""
 
@@ -29,30 +32,47 @@ def push(
     profile: Annotated[
         str | None, typer.Option(help="arduino (port 8082), guide (8020) or anchorota; default: what is announced.")
     ] = None,
-    board: Annotated[str, typer.Option(help="The board that the image has to fit: amebad or amebad-4mb.")] = "amebad",
+    board: Annotated[
+        str | None,
+        typer.Option(
+            help="The board that the image has to fit; default: amebad, or the ESP chip that the image names."
+        ),
+    ] = None,
+    password: Annotated[
+        str | None, typer.Option("--password", envvar="FLOTA_OTA_PASSWORD", help="ESP boards: the sketch's password.")
+    ] = None,
     opaque: Annotated[
         bool, typer.Option("--opaque", help="The image is encrypted for the flash: do not look into it.")
     ] = False,
     look: Annotated[bool, typer.Option("--look/--no-look", help="Listen for the board's announcement first.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="The result as data.")] = False,
 ) -> None:
-    """Push an image to an AmebaD board that waits for one (sketch OTA_Basic).
+    """Push an image to a board that waits for one: AmebaD (sketch OTA_Basic), or ESP (ArduinoOTA, as espota does).
 
-    FILE is an OTA_All.bin, or a km0_km4_image2.bin, which is packed first. The board checks next to nothing, so the
-    file is checked before the first byte is sent. The board never answers: the result says how far it came.
+    FILE is an OTA_All.bin, a km0_km4_image2.bin, which is packed first, or an ESP app image. It is checked before the
+    first byte is sent: AmebaD boards check next to nothing, and never answer: the result says how far it came.
 
     Examples:
         flota push OTA_All.bin --to 192.168.1.7
 
         flota push km0_km4_image2.bin --to 192.168.1.7:8082 --json
+
+        flota push firmware.bin --to 192.168.1.9 --password s3cret
     """
     from flota.protocols.ameba_push import PROFILES, PushOutcome, judge_push, payload_for, profile_named
 
     host, port = parse_target(to)
     named = profile_named(profile) if profile else None
-    data = read_file(file)
+    data = read_image(file)
+    if named is None and is_for_esp(data, board):
+        from flota.cli.push_espota import push_to_esp
+
+        push_to_esp(host, port, data, file.name, board=board, password=password, look=look, as_json=as_json)
+        return
+    if password is not None:
+        raise WrongUse("AmebaD boards take no password", hint="Leave out --password.")
     chosen = named or PROFILES["arduino"]
-    require_fit(data, board, opaque=opaque)
+    require_fit(data, board or "amebad", opaque=opaque)
     payload, packed = payload_for(chosen, data, opaque=opaque)
     if packed and not as_json:
         echo(f"{file.name} is packed for the profile {chosen.name}: {len(payload)} bytes")
@@ -76,6 +96,29 @@ def push(
         (echo if verdict.outcome is PushOutcome.DELIVERED else warn)(f"{verdict.outcome.value}: {verdict.reason}")
     if verdict.outcome is not PushOutcome.DELIVERED:
         raise typer.Exit(EXIT_FAILED)
+
+
+def read_image(path: Path) -> bytes:
+    """Return the file. Raises `Refused` for an empty one and for one that no board of any kind has room for."""
+    size = path.stat().st_size
+    if not 0 < size <= LARGEST_BYTES:
+        raise Refused(
+            "the file is empty" if not size else "the file is larger than any board's flash",
+            expected=f"1 to {LARGEST_BYTES} bytes",
+            found=f"{size} bytes",
+        )
+    return read_file(path)
+
+
+def is_for_esp(data: bytes, board_name: str | None) -> bool:
+    """Return whether the push is one for an ESP board: it is named, or the image is one for ESP chips."""
+    from flota.boards.catalogue import board
+    from flota.images.inspection import inspect
+    from flota.images.model import ImageFormat
+
+    if board_name is not None:
+        return board(board_name).boot == "esp-otadata"
+    return inspect(data).format in {ImageFormat.ESP_APP, ImageFormat.ESP8266_APP, ImageFormat.ESP_MERGED}
 
 
 def parse_target(text: str) -> tuple[str, int | None]:
@@ -142,7 +185,7 @@ async def _push_to_first(host: str, ports: list[int], payload: bytes, *, quiet: 
     for port in ports:
         if not quiet:
             echo(f"{host}:{port}")
-        with _Bar(len(payload), quiet=quiet) as bar:
+        with ProgressLine(len(payload), quiet=quiet) as bar:
             record = await push_payload(host, port, payload, on_progress=bar.show)
         if record.stage is not PushStage.NOT_CONNECTED or port == ports[-1]:
             return record, port
@@ -151,7 +194,7 @@ async def _push_to_first(host: str, ports: list[int], payload: bytes, *, quiet: 
     raise WrongUse("no port to push to")
 
 
-class _Bar:
+class ProgressLine:
     """A progress bar on a terminal; elsewhere a line for every tenth."""
 
     def __init__(self, total: int, *, quiet: bool) -> None:
@@ -159,7 +202,7 @@ class _Bar:
         self._quiet = quiet
         self._tenths = 0
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> ProgressLine:
         return self
 
     def __exit__(self, *error: object) -> None:

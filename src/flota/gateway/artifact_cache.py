@@ -23,7 +23,6 @@ from flota.durable_files import fsync_directory
 from flota.errors import StorageFull, TooLarge
 from flota.transports.download import DigestMismatch, Expected, LengthMismatch, ResumePoint, RetryPolicy, download
 
-DEFAULT_MAX_BYTES: Final = 256 * 1024 * 1024
 IN_MEMORY_MAX_BYTES: Final = 8 * 1024 * 1024
 """Files kept in memory for many devices at once: a slot has 1 or 2 MB."""
 
@@ -54,9 +53,7 @@ class CacheCounts:
 class ArtifactCache:
     """The cache; of one file there is one download at a time, whoever asks."""
 
-    def __init__(
-        self, directory: Path, client: httpx.AsyncClient, *, max_bytes: int = DEFAULT_MAX_BYTES, rng: random.Random
-    ) -> None:
+    def __init__(self, directory: Path, client: httpx.AsyncClient, *, max_bytes: int, rng: random.Random) -> None:
         self._directory = directory
         self._client = client
         self._max_bytes = max_bytes

@@ -15,16 +15,17 @@ from typing import Any, Final
 
 from flota.boards.catalogue import board as board_named
 from flota.errors import InvalidInput
-from flota.gateway.artifact_cache import DEFAULT_MAX_BYTES
 from flota.gateway.driver import AdoptedDevice
 from flota.protocols.ameba_push import profile_named
 from flota.protocols.ddi import DEFAULT_TENANT, GATEWAY_TOKEN, TARGET_TOKEN
+from flota.trust.trust_file import TRUST_FILE_MAX_BYTES, TrustedSigners, parse_trust_file
 
 CONFIG_MAX_BYTES: Final = 4 * 1024 * 1024
 TOKEN_FILE_MAX_BYTES: Final = 4096
 DEVICES_MAX: Final = 5000
 DEVICE_NAME_MAX_LEN: Final = 128
 MEBIBYTE: Final = 1024 * 1024
+DEFAULT_CACHE_BYTES: Final = 256 * MEBIBYTE
 
 _MAC: Final = re.compile(r"[0-9A-Fa-f]{2}(?:[:-]?[0-9A-Fa-f]{2}){5}\Z")
 _DEVICE_KEYS: Final = frozenset(
@@ -73,7 +74,7 @@ class GatewaySettings:
     token: str | None = field(default=None, repr=False)
     tenant: str = DEFAULT_TENANT
     cacert: Path | None = None
-    cache_bytes: int = DEFAULT_MAX_BYTES
+    cache_bytes: int = DEFAULT_CACHE_BYTES
     patience: Patience = field(default_factory=Patience)
     pushes_at_once: int = 64
     listens: bool = True
@@ -135,7 +136,7 @@ def settings_from(
         token=reader.text("token") or (None if token_file is None else read_token(token_file)),
         tenant=reader.text("tenant") or DEFAULT_TENANT,
         cacert=reader.path("cacert"),
-        cache_bytes=int(reader.number("cache_mib", DEFAULT_MAX_BYTES / MEBIBYTE, at_least=1) * MEBIBYTE),
+        cache_bytes=int(reader.number("cache_mib", DEFAULT_CACHE_BYTES / MEBIBYTE, at_least=1) * MEBIBYTE),
         patience=patience,
         pushes_at_once=int(reader.number("pushes_at_once", 64, at_least=1)),
         listens=reader.switch("mdns", default=True),
@@ -196,6 +197,24 @@ def read_token(path: Path) -> str:
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise InvalidInput(f"{path} holds no token", expected="one line")
     return text
+
+
+def read_trust_files(paths: Sequence[Path]) -> tuple[TrustedSigners, ...]:
+    """Return what the trust files say. Raises `InvalidInput` without any, or for one that cannot be read."""
+    if not paths:
+        raise InvalidInput(
+            "a gateway needs to know whom it trusts",
+            expected="--trust FILE",
+            hint="The boards behind it check no signature. `flota key show KEY --trust > trust.json` makes the file.",
+        )
+    found = []
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                found.append(parse_trust_file(file.read(TRUST_FILE_MAX_BYTES + 1)))
+        except OSError as error:
+            raise InvalidInput(f"cannot read {path}", found=error.strerror or str(error)) from error
+    return tuple(found)
 
 
 def listen_address(text: str | None) -> tuple[str, int] | None:

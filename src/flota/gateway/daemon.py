@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -22,7 +21,7 @@ from flota.errors import FlotaError, InvalidInput
 from flota.gateway.ameba import DRIVER_NAME as AMEBA_DRIVER
 from flota.gateway.ameba import AmebaDriver
 from flota.gateway.artifact_cache import ArtifactCache
-from flota.gateway.configuration import GatewaySettings, credentials_of
+from flota.gateway.configuration import GatewaySettings, credentials_of, read_trust_files
 from flota.gateway.device_worker import DeviceWorker, Workshop, link_of
 from flota.gateway.driver import AdoptedDevice, LastHopDriver
 from flota.gateway.journal import Journal, one_gateway
@@ -31,7 +30,6 @@ from flota.gateway.network_watch import watch_network
 from flota.gateway.sightings import SightingBook
 from flota.transports.ameba_push import PushLimits
 from flota.transports.http import http_client
-from flota.trust.trust_file import TRUST_FILE_MAX_BYTES, TrustedSigners, parse_trust_file
 
 RELOAD_LOOK_S: Final = 1.0
 STOP_GRACE_S: Final = 150.0
@@ -83,9 +81,9 @@ class Gateway:
         for device in settings.devices:
             driver_of(device, drivers).identify(device)
         with one_gateway(settings.state):
-            async with http_client(cacert=settings.cacert) as client, http_client(cacert=settings.cacert) as fetching:
+            async with http_client(cacert=settings.cacert) as client:
                 rng = random.Random()  # noqa: S311 - jitter of waits, nothing secret
-                cache = ArtifactCache(settings.state / "cache", fetching, max_bytes=settings.cache_bytes, rng=rng)
+                cache = ArtifactCache(settings.state / "cache", client, max_bytes=settings.cache_bytes, rng=rng)
                 shop = Workshop(
                     journal=Journal(settings.state),
                     cache=cache,
@@ -211,24 +209,6 @@ def driver_of(device: AdoptedDevice, drivers: dict[str, LastHopDriver]) -> LastH
     if driver is None:
         raise InvalidInput(f"{device.name}: no such driver", expected=", ".join(drivers), found=repr(device.driver))
     return driver
-
-
-def read_trust_files(paths: Sequence[Path]) -> tuple[TrustedSigners, ...]:
-    """Return what the trust files say. Raises `InvalidInput` without any, or for one that cannot be read."""
-    if not paths:
-        raise InvalidInput(
-            "a gateway needs to know whom it trusts",
-            expected="--trust FILE",
-            hint="The boards behind it check no signature. `flota key show KEY --trust > trust.json` makes the file.",
-        )
-    found = []
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                found.append(parse_trust_file(file.read(TRUST_FILE_MAX_BYTES + 1)))
-        except OSError as error:
-            raise InvalidInput(f"cannot read {path}", found=error.strerror or str(error)) from error
-    return tuple(found)
 
 
 async def run_until_signal(gateway: Gateway, *, with_parent: bool = False) -> None:

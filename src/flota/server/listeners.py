@@ -61,10 +61,11 @@ cost a tenth of the CPU of a plain download, and granian's own bound is 512 of t
 UNACKNOWLEDGED_MS: Final = 300_000
 """A peer that acknowledges nothing, or keeps its window shut, for so long is cut off (tcp(7) TCP_USER_TIMEOUT)."""
 
-UNSENT_MAX_BYTES: Final = 256 * 1024
+UNSENT_MAX_BYTES: Final = 640 * 1024
 """What the kernel takes for a plain connection beyond what is on its way (TCP_NOTSENT_LOWAT). Without it, on loopback,
 a whole 1 MiB image vanishes into socket buffers at once, and a device that goes away in the middle looks like one that
-took it all. Over TLS it would cost a quarter of the CPU, and networks other than loopback buffer far less anyway."""
+took it all; at 768 KiB it is still noticed. Less costs h2c more CPU. Over TLS it would cost a quarter of the CPU, and
+networks other than loopback buffer far less anyway."""
 
 KEEPALIVE_IDLE_S: Final = 120
 KEEPALIVE_INTERVAL_S: Final = 30

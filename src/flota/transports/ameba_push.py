@@ -30,6 +30,9 @@ SIOCOUTQ: Final = 0x5411
 Progress = Callable[[int, int], None]
 """(bytes of the file that arrived as far as is known, bytes in all)."""
 
+StageListener = Callable[[PushStage, int], None]
+"""(stage reached, file descriptor of the socket); hears of `NOT_CONNECTED` when there is a socket."""
+
 
 @dataclass(frozen=True, slots=True)
 class PushLimits:
@@ -51,12 +54,15 @@ class PushConnection:
         *,
         limits: PushLimits | None = None,
         on_progress: Progress | None = None,
+        on_stage: StageListener | None = None,
     ) -> None:
         self._host = host
         self._port = port
         self._payload = payload
         self._limits = limits or PushLimits()
         self._on_progress = on_progress
+        self._on_stage = on_stage
+        self._descriptor = -1
         self.stage = PushStage.NOT_CONNECTED
         self._handed = 0
         self._reset = False
@@ -69,7 +75,7 @@ class PushConnection:
         if connection is None:
             return self._record()
         with connection:
-            self.stage = PushStage.CONNECTED
+            self._reach(PushStage.CONNECTED)
             closed = asyncio.ensure_future(self._read_until_closed(connection))
             sending = asyncio.ensure_future(self._send(connection))
             try:
@@ -90,6 +96,8 @@ class PushConnection:
                 found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
                 family, kind, protocol, _, address = found[0]
                 connection = socket.socket(family, kind, protocol)
+                self._descriptor = connection.fileno()
+                self._reach(PushStage.NOT_CONNECTED)
                 try:
                     connection.setblocking(False)
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -111,13 +119,13 @@ class PushConnection:
         view = memoryview(self._payload)
         try:
             await self._hand_over(loop, connection, push_stream_start(self._payload))
-            self.stage = PushStage.INFO_SENT
+            self._reach(PushStage.INFO_SENT)
             for start in range(0, len(view), SEND_SIZE):
                 chunk = view[start : start + SEND_SIZE]
                 await self._hand_over(loop, connection, chunk)
                 self._handed += len(chunk)
                 self._tell_progress(connection)
-            self.stage = PushStage.ALL_SENT
+            self._reach(PushStage.ALL_SENT)
         except TimeoutError:
             self._trouble = f"the device took nothing for {self._limits.stall_s:g} s"
         except OSError as error:
@@ -151,11 +159,16 @@ class PushConnection:
             left = _unacknowledged(connection)
             self._tell_progress(connection)
             if done:
-                self.stage = PushStage.CLOSED
+                self._reach(PushStage.CLOSED)
                 return self._record(closed_after_s=loop.time() - waiting_since, unacknowledged=left)
             if left is not None and left != left_before and left > 0:
                 waiting_since, left_before = loop.time(), left
         return self._record(unacknowledged=_unacknowledged(connection))
+
+    def _reach(self, stage: PushStage) -> None:
+        self.stage = stage
+        if self._on_stage is not None:
+            self._on_stage(stage, self._descriptor)
 
     def _tell_progress(self, connection: socket.socket) -> None:
         if self._on_progress is not None:

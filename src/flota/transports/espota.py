@@ -49,6 +49,7 @@ Progress = Callable[[int, int], None]
 """(bytes of the file handed over and answered, bytes in all)."""
 
 ANSWERS_KEPT_BYTES: Final = 4096
+LAST_WORDS_S: Final = 0.5
 
 
 class EspotaStage(enum.StrEnum):
@@ -267,6 +268,7 @@ class EspotaPush:
                 raise _Stopped(f"the link broke: {_said_by(error)}") from None
             answers = (answers + answer)[-ANSWERS_KEPT_BYTES:]
             if not answer or refusal_in(answers.removesuffix(OK[:1])):  # half an OK may be at the end of a read
+                answers += await _rest_of_words(connection) if answer else b""
                 raise _Stopped(_refusal(answers, "the device closed in the middle of the file"))
             self._sent += len(block)
             if self._on_progress is not None:
@@ -305,6 +307,16 @@ async def push_espota(
     """Push `data` to the board whose update port is UDP `port`; returns what happened."""
     push = EspotaPush(host, port, data, password=password, filename=filename, limits=limits, on_progress=on_progress)
     return await push.run()
+
+
+async def _rest_of_words(connection: socket.socket) -> bytes:
+    """Return what else the device says of its refusal, for a moment."""
+    loop, words = asyncio.get_running_loop(), b""
+    with contextlib.suppress(TimeoutError, OSError):
+        async with asyncio.timeout(LAST_WORDS_S):
+            while len(words) < DATAGRAM_MAX_BYTES and (more := await loop.sock_recv(connection, DATAGRAM_MAX_BYTES)):
+                words += more
+    return words
 
 
 async def _answer(loop: asyncio.AbstractEventLoop, link: socket.socket, datagram: bytes) -> bytes:

@@ -1,0 +1,41 @@
+"""What `flota gateway run` becomes: the gateway alone, without the command line."""
+
+from __future__ import annotations
+
+import sys
+
+for _name in ("rich", "pygments", "click"):  # httpx and structlog take them in if they are there: 5 MB for nothing
+    sys.modules[_name] = None  # type: ignore[assignment]
+
+import asyncio  # noqa: E402
+import contextlib  # noqa: E402
+
+from flota.errors import FlotaError  # noqa: E402
+from flota.gateway.daemon import Gateway, run_until_signal  # noqa: E402
+from flota.gateway.logs import configure_logs  # noqa: E402
+from flota.gateway.starting import reload_of, settings_of, start_from_environment  # noqa: E402
+
+EXIT_FAILED = 1
+EXIT_WRONG_USE = 2
+
+
+def main() -> int:
+    """Run the gateway; returns the exit status."""
+    try:
+        start = start_from_environment()
+    except KeyError:
+        sys.stderr.write("error: this is the inside of `flota gateway run`\n")
+        return EXIT_WRONG_USE
+    configure_logs(json=start.log_json, level=start.log_level)
+    try:
+        gateway = Gateway(settings_of(start), reload=reload_of(start))
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(run_until_signal(gateway, with_parent=start.with_parent))
+    except (FlotaError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
