@@ -27,7 +27,7 @@ def test_segments_are_taken_at_their_load_address_in_every_class_and_byte_order(
 
 
 @pytest.mark.program
-@pytest.mark.parametrize("path", sorted(BUILT.glob("*.elf")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(BUILT.glob("sample-*.elf")), ids=lambda path: path.name)
 def test_objcopy_makes_the_same_of_our_sample_firmware(path: Path, tmp_path: Path) -> None:
     program = shutil.which("riscv64-unknown-elf-objcopy") or shutil.which("llvm-objcopy")
     if program is None:

@@ -34,7 +34,8 @@ def manifest(**changes: object) -> Manifest:
     return Manifest(**(fields | changes))  # type: ignore[arg-type]
 
 
-names = st.text(min_size=1, max_size=32).filter(lambda text: text.isprintable() and text == text.strip())
+_PRINTABLE = st.characters(exclude_categories=["C", "Z"])
+names = st.text(_PRINTABLE | st.just(" "), min_size=1, max_size=32).map(str.strip).filter(str.isprintable).filter(bool)
 zones = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 moments = st.builds(
     lambda seconds, zone: datetime.fromtimestamp(seconds, zone), st.integers(0, 200_000_000_000), st.just(UTC) | zones

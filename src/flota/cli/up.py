@@ -82,11 +82,9 @@ def up(
     except InvalidInput as error:
         fail(error)
         raise typer.Exit(EXIT_WRONG_USE) from error
-    from flota.server.allocator import keep_large_blocks
     from flota.server.logs import configure_logs
     from flota.server.running import run_server
 
-    keep_large_blocks()
     configure_logs(json=log_json, level=log_level)
     announce = _announce_json if as_json else _announce
     gateway = None if no_gateway else _local_gateway(settings, log_json=log_json, log_level=log_level)

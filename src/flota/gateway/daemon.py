@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -32,6 +33,9 @@ from flota.transports.ameba_push import PushLimits
 from flota.transports.http import http_client
 
 RELOAD_LOOK_S: Final = 1.0
+DISK_THREADS: Final = 2
+"""Journal entries are small, and the disk takes one after the other anyway."""
+
 STOP_GRACE_S: Final = 150.0
 """How long running pushes may go on after the gateway was asked to stop: an erase and a slow write."""
 
@@ -81,7 +85,8 @@ class Gateway:
         for device in settings.devices:
             driver_of(device, drivers).identify(device)
         with one_gateway(settings.state):
-            async with http_client(cacert=settings.cacert) as client:
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(DISK_THREADS, "disk"))
+            async with http_client(cacert=settings.cacert, tls=settings.server.startswith("https:")) as client:
                 rng = random.Random()  # noqa: S311 - jitter of waits, nothing secret
                 cache = ArtifactCache(settings.state / "cache", client, max_bytes=settings.cache_bytes, rng=rng)
                 shop = Workshop(

@@ -24,11 +24,13 @@ from flota.gateway.configuration import (
 
 VARIABLE: Final = "FLOTA_GATEWAY_START"
 MODULE: Final = "flota.gateway"
+ARENAS: Final = "2"
+"""glibc gives every thread heap of its own; two are enough for a loop and the threads that wait for the disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a gateway was started with. `flags` are settings by their name in the file, `devices` as on the command line.
+    """What a gateway was started with. `flags` are settings by their name in the file, `devices` as they were typed.
 
     Paths in `flags` are absolute texts. `with_parent`: stop when standard input ends.
     """
@@ -72,12 +74,12 @@ def become_gateway(start: Start) -> NoReturn:
     """Replace this process by the gateway. Raises `OSError`."""
     sys.stdout.flush()
     sys.stderr.flush()
-    environment = {**os.environ, VARIABLE: msgspec.json.encode(start).decode()}
+    environment = {"MALLOC_ARENA_MAX": ARENAS, **os.environ, VARIABLE: msgspec.json.encode(start).decode()}
     os.execve(sys.executable, [sys.executable, "-m", MODULE], environment)  # noqa: S606 - our own program
 
 
 def start_from_environment() -> Start:
-    """Return what `become_gateway` left, and remove it: it may hold a token. Raises `KeyError` when there is nothing."""
+    """Return what `become_gateway` left, and remove it: it may hold a token. Raises `KeyError` if nothing is there."""
     return msgspec.json.decode(os.environ.pop(VARIABLE), type=Start)
 
 

@@ -35,10 +35,14 @@ def http_client(
     http2: bool = False,
     user_agent: str = USER_AGENT,
     silence_limit_s: float = SILENCE_LIMIT_S,
+    tls: bool = True,
 ) -> httpx.AsyncClient:
-    """Return a client that follows no redirect and reads no proxy setting; close it with `async with`."""
+    """Return a client that follows no redirect and reads no proxy setting; close it with `async with`.
+
+    With `tls` False it trusts nobody: for who speaks plain HTTP only, and spares the system's certificates.
+    """
     return httpx.AsyncClient(
-        verify=tls_context(cacert),
+        verify=tls_context(cacert) if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         http2=http2,
         trust_env=False,
         follow_redirects=False,
