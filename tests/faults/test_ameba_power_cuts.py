@@ -168,7 +168,7 @@ def test_any_cleared_bit_of_the_old_signature_retires_it(target: int, bit: int) 
     assert device.boot() == "new"
 
 
-def test_a_cut_between_4_and_5_with_ota1_as_target_is_a_silent_return_to_the_old_image_and_the_next_update_works() -> None:
+def test_a_cut_between_4_and_5_with_ota1_as_target_silently_keeps_the_old_image_and_the_next_update_works() -> None:
     device = Device(1, RETIRED)
     operation, snapshot = recorded(device)[-1]
     device.flash.load(snapshot)

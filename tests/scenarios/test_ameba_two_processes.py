@@ -1,4 +1,4 @@
-"""A virtual AmebaD board in one process, `flota discover` and `flota push` in others: the vendor's guide, end to end."""
+"""A virtual AmebaD board in one process, `flota discover` and `flota push` in others: the vendor's guide, all of it."""
 
 from __future__ import annotations
 

@@ -234,9 +234,17 @@ async def test_a_window_opens_on_time_for_remembered_devices(fleet: UpdateFleet)
 async def test_an_answer_made_while_something_changed_is_not_kept(
     fleet: UpdateFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reading = fleet.database.reading
     paused, go_on = asyncio.Event(), asyncio.Event()
-    monkeypatch.setattr(fleet.context.known_devices, "_begin", lambda: slowly(reading(), paused, go_on))
+    at_once = Database.read_at_once
+
+    async def slowly(database: Database, work: Callable[[Transaction], Awaitable[Any]]) -> Any:
+        found = await at_once(database, work)
+        paused.set()
+        await go_on.wait()
+        return found
+
+    monkeypatch.setattr(Database, "read_at_once", slowly)
+    fleet = fleet.restarted()
     late = asyncio.create_task(poll(fleet))
     await paused.wait()
     async with fleet.database.transaction() as tx:
@@ -244,23 +252,6 @@ async def test_an_answer_made_while_something_changed_is_not_kept(
     go_on.set()
     await late
     assert (await poll(fleet)).status_code == 401
-
-
-class slowly:  # noqa: N801 - reads as a statement
-    """A reading transaction that saw the state of before and goes on only later."""
-
-    def __init__(self, inner: object, paused: asyncio.Event, go_on: asyncio.Event) -> None:
-        self._inner, self._paused, self._go_on = inner, paused, go_on
-
-    async def __aenter__(self) -> object:
-        transaction = await self._inner.__aenter__()  # type: ignore[attr-defined]
-        await transaction.all_tenants()  # the state that it sees is fixed by its first query
-        self._paused.set()
-        await self._go_on.wait()
-        return transaction
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._inner.__aexit__(*error)  # type: ignore[attr-defined]
 
 
 async def test_a_database_that_others_write_is_asked_again_after_seconds(fleet: UpdateFleet) -> None:

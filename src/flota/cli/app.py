@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "discover": ("flota.cli.discover", "Find boards on the local network."),
     "ship": ("flota.cli.ship", "Create, sign, publish and roll out a file in one go."),
     "push": ("flota.cli.push", "Push a file to a board on the network, without a server."),
+    "serve-ameba": ("flota.cli.serve_ameba", "A file for AmebaD boards that fetch it themselves."),
     "arduino-upload": ("flota.cli.arduino_upload", "The Arduino IDE's upload recipe for AmebaD boards."),
     "image": ("flota.cli.image", "Look into, pack and convert firmware files."),
     "type": ("flota.cli.type", "Device types: products, their boards and partition tables."),

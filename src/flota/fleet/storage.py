@@ -8,11 +8,11 @@ What each method returns and raises stands with its implementation in `flota.sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from flota.boards.model import VersionFrom
 from flota.fleet.audit import AuditEntry
@@ -30,6 +30,8 @@ from flota.fleet.executions import Execution, ExecutionChange, ExecutionState
 from flota.fleet.releases import Artifact, Release, ReleaseSbom, ReleaseSignature, ReleaseState
 from flota.fleet.rollouts import Rollout, RolloutPolicy, RolloutState, WaveState
 from flota.fleet.scope import Role, Scope, Tenant
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +364,14 @@ class Storage(Protocol):
 
     def reading(self) -> AbstractAsyncContextManager[Transaction]:
         """Read only; never waits for a writer."""
+        ...
+
+    async def read_at_once(self, work: Callable[[Transaction], Awaitable[_T]]) -> _T:
+        """Return what `work` returns, run as in `reading`; it waits for nothing but its transaction."""
+        ...
+
+    async def write_at_once(self, work: Callable[[Transaction], Awaitable[_T]]) -> _T:
+        """Return what `work` returns, committed as by `transaction`; it waits for nothing but its transaction."""
         ...
 
     def on_change(self, callback: Callable[[Changes], None]) -> None:

@@ -24,8 +24,9 @@ from flota.gateway.artifact_cache import ArtifactCache, Source
 from flota.gateway.configuration import Patience
 from flota.gateway.driver import AdoptedDevice, Delivery, DeliveryEnd, LastHopDriver, Sighting
 from flota.gateway.journal import DeviceEntry, Journal, UpdateRecord
-from flota.gateway.judgement import judge_file, judge_offer
+from flota.gateway.judgement import judge_offer
 from flota.gateway.metrics import GatewayMetrics
+from flota.gateway.ready_images import ReadyImages
 from flota.gateway.update_states import IS_OVER, MAY_PUSH, Happening, Stage
 from flota.protocols.ddi import (
     ConfigData,
@@ -71,6 +72,7 @@ class Workshop:
     patience: Patience
     pushes: asyncio.Semaphore
     server: str
+    shelf: ReadyImages = field(default_factory=ReadyImages)
     rng: random.Random = field(default_factory=random.Random)
     now: Callable[[], datetime] = _utc_now
     clock: Callable[[], float] = time.monotonic
@@ -217,17 +219,16 @@ class DeviceWorker:
         if data is None:
             return
         try:
-            warnings = judge_file(data, self.device, offer.release, sha256=offer.artifact.sha256)
-            payload = self._driver.payload(self.device, data)
+            ready = await self._shop.shelf.take(self.device, self._driver, offer, data)
         except FlotaError as error:
             await self._refuse(deployment, error)
             return
-        for warning in warnings:
+        for warning in ready.warnings:
             self._say_once("warning", warning)
         if deployment.update is Handling.SKIP:
             self._say_once("waits-for-window", "fetched; the server does not want it installed yet")
             return
-        await self._carry(update, payload)
+        await self._carry(update, ready.payload)
 
     async def _fetch(self, deployment: Deployment, artifact: DdiArtifact) -> bytes | None:
         """Return the file, None if it cannot be had now, or if the update failed because of it."""

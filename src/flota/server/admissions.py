@@ -41,7 +41,7 @@ class Admissions:
 
     def __init__(self, storage: Storage, *, now: Callable[[], datetime]) -> None:
         self._now = now
-        self._gathered = Gathered(storage.transaction, self._register)
+        self._gathered = Gathered(storage.write_at_once, self._register)
 
     async def admit(self, scope: Scope, name: str, type_name: str) -> Device:
         """Return the new device; one of this name that has come into being meanwhile is returned as it is.

@@ -46,12 +46,13 @@ def build_app(context: ServerContext) -> ASGIApp:
     from flota.server.api.management import build_management_api
     from flota.server.api.viam import ViamApi
 
+    polls = ddi.Polls(context)
     routes = [
         *health.routes(context),
         *events.routes(context),
         Mount("/api/v1", build_management_api(context)),
         *http_update.routes(context),
-        *ddi.routes(context),
+        *ddi.routes(context, polls),
     ]
     routed = Starlette(routes=routes, exception_handlers=dict(EXCEPTION_HANDLERS))
     routed.router.redirect_slashes = False  # a device that asks at a wrong address is told so, as by hawkBit
@@ -64,6 +65,8 @@ def build_app(context: ServerContext) -> ASGIApp:
             await artifacts(scope, receive, send)
         elif viam.serves(path):
             await viam(scope, receive, send)
+        elif path and polls.serves(scope):
+            await polls(scope, receive, send)
         else:
             await routed(scope, receive, send)
 

@@ -62,8 +62,8 @@ class ServerContext:
 
     def __post_init__(self) -> None:
         """Have answers to polls kept as long as this process hears of every change."""
-        self.known_devices = Gathered(self.storage.reading, _known_devices)
-        self.gateways = Gathered(self.storage.reading, _gateways)
+        self.known_devices = Gathered(self.storage.read_at_once, _known_devices)
+        self.gateways = Gathered(self.storage.read_at_once, _gateways)
         self.admissions = Admissions(self.storage, now=self.now)
         max_age_s = SHARED_MAX_AGE_S if self.settings.is_database_shared else None
         self.poll_answers = PollAnswers(self.sightings, now=self.now, max_age_s=max_age_s)

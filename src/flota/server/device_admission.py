@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from flota.errors import Conflict, Forbidden, NotFound, TooManyRequests, Unauthenticated
 from flota.fleet.devices import Device, DeviceState, DeviceType, IdentityConflict, UnknownDevices
 from flota.fleet.scope import Scope
-from flota.fleet.storage import DeviceCredentials, DeviceFilter, NewDevice, Transaction
+from flota.fleet.storage import DeviceCredentials, DeviceFilter, KnownDevice, NewDevice, Transaction
 from flota.server.admissions import FULL_RETRY_AFTER_S, PENDING_MAX
 from flota.server.auth import digest_of_secret
 from flota.server.device_registry import builtin_type, device_type_or_builtin
@@ -156,13 +156,20 @@ async def device_by_token(context: ServerContext, scope: Scope, name: str, token
 
     While a token is rotated the one before is right too; using the new one ends that.
     """
-    known = await context.known_devices.get(scope, name)
+    return await device_if_shown(context, scope, await context.known_devices.get(scope, name), token)
+
+
+async def device_if_shown(
+    context: ServerContext, scope: Scope, known: KnownDevice | None, token: str
+) -> Device | None:
+    """Return the device if the token is its own, as `device_by_token` does; `known` is what was just read of it."""
     stored = DeviceCredentials(None) if known is None else known.credentials
     shown = token_shown(stored, digest_of_secret(token), now=context.now())
     device = None if known is None or shown is None else known.device
     if device is not None and shown is ShownToken.PRESENT and stored.previous_sha256 is not None:
         async with context.storage.transaction() as writing:
-            await writing.forget_previous_token(Scope(scope.tenant_id, f"device:{name}"), name, now=context.now())
+            own = Scope(scope.tenant_id, f"device:{device.name}")
+            await writing.forget_previous_token(own, device.name, now=context.now())
     return device
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from itertools import groupby
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -30,16 +29,16 @@ class _Asked(NamedTuple, Generic[K, V]):
 class Gathered(Generic[K, V]):
     """One kind of work. `work` gives what it found by key; it is called in a transaction that began after all asked.
 
-    `begin` opens the transaction: `Storage.reading` or `Storage.transaction`; what was written is committed before
-    anybody gets an answer. The scope is that of one who asked, of the same tenant.
+    `at_once` runs it in a transaction: `Storage.read_at_once` or `Storage.write_at_once`; what was written is committed
+    before anybody gets an answer. The scope is that of one who asked, of the same tenant.
     """
 
     def __init__(
         self,
-        begin: Callable[[], AbstractAsyncContextManager[Transaction]],
+        at_once: Callable[[Callable[[Transaction], Awaitable[Mapping[K, V]]]], Awaitable[Mapping[K, V]]],
         work: Callable[[Transaction, Scope, Sequence[K]], Awaitable[Mapping[K, V]]],
     ) -> None:
-        self._begin = begin
+        self._at_once = at_once
         self._work = work
         self._asked: list[_Asked[K, V]] = []
         self._working: asyncio.Task[None] | None = None
@@ -67,8 +66,7 @@ class Gathered(Generic[K, V]):
     async def _answer(self, group: list[_Asked[K, V]]) -> None:
         keys = list(dict.fromkeys(asked.key for asked in group))
         try:
-            async with self._begin() as transaction:
-                found = await self._work(transaction, group[0].scope, keys)
+            found = await self._at_once(lambda transaction: self._work(transaction, group[0].scope, keys))
         except Exception as error:  # noqa: BLE001 - whoever asked gets it
             if len(keys) > 1:  # what one of them asked for must not be the others' failure
                 await asyncio.gather(*(self._answer([asked]) for asked in group))

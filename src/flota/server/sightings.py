@@ -14,7 +14,7 @@ from flota.fleet.storage import DeviceSighting
 from flota.server.waiting import wait_for_any
 
 if TYPE_CHECKING:
-    from flota.fleet.storage import Storage
+    from flota.fleet.storage import Storage, Transaction
 
 BATCH_WINDOW_S: Final = 0.05
 """A sighting is durable this long after it was recorded, or sooner."""
@@ -97,9 +97,12 @@ class SightingsWriter:
         by_tenant: dict[int, tuple[Scope, list[DeviceSighting]]] = {}
         for scope, sighting in batch:
             by_tenant.setdefault(scope.tenant_id, (scope, []))[1].append(sighting)
-        async with self._storage.transaction() as transaction:
+
+        async def write(transaction: Transaction) -> None:
             for scope, sightings in by_tenant.values():
                 await transaction.record_sightings(scope, sightings)
+
+        await self._storage.write_at_once(write)
 
     async def _write_singly(self, batch: list[_Waiting]) -> None:
         """Write what the store takes; a device that was removed meanwhile must not hold up the others."""

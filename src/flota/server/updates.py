@@ -122,15 +122,24 @@ async def current_assignment(
 
 
 async def current_assignments(
-    transaction: Transaction, scope: Scope, devices: Sequence[Device], *, now: datetime
+    transaction: Transaction,
+    scope: Scope,
+    devices: Sequence[Device],
+    *,
+    now: datetime,
+    types: Mapping[str, DeviceType] | None = None,
 ) -> Mapping[int, Assignment]:
-    """Return by id what each device is to do, as `current_assignment` does; those with nothing to do are left out."""
+    """Return by id what each device is to do, as `current_assignment` does; those with nothing to do are left out.
+
+    `types` are the devices' types, if this transaction has read them already.
+    """
     executions = await transaction.next_executions(scope, [device.id for device in devices])
     at_work = [device for device in devices if device.id in executions]
     shared = executions.values()
     releases = {key: await transaction.release(scope, key) for key in {one.release_id for one in shared}}
     policies = {key: await transaction.rollout_policy(scope, key) for key in {one.rollout_id for one in shared}}
-    types = {key: await transaction.device_type(scope, key) for key in {one.type_name for one in at_work}}
+    if types is None:
+        types = {key: await transaction.device_type(scope, key) for key in {one.type_name for one in at_work}}
     assignments = {}
     for device in at_work:
         execution = executions[device.id]

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from flota.fleet.changes import EVERYTHING, NO_CHANGES, Changes
 
@@ -65,10 +64,10 @@ def noting_in(notes: ChangeNotes) -> dict[str, Any]:
     return {_NOTES: notes}
 
 
-def note_statements(engine: AsyncEngine) -> None:
+def note_statements(engine: sa.Engine) -> None:
     """Have every statement on connections with `noting_in` noted."""
 
-    @sa.event.listens_for(engine.sync_engine, "before_execute")
+    @sa.event.listens_for(engine, "before_execute")
     def _before_execute(
         _connection: object, statement: object, _many: object, _params: object, options: Mapping[str, Any]
     ) -> None:

@@ -53,13 +53,26 @@ def _sqlite_engines(url: sa.URL) -> tuple[AsyncEngine, AsyncEngine]:
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     writers = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=WRITER_QUEUE_TIMEOUT_S)
     readers = create_async_engine(url, pool_size=SQLITE_READERS, max_overflow=0, pool_timeout=WRITER_QUEUE_TIMEOUT_S)
-    _set_up_sqlite(writers, begin="BEGIN IMMEDIATE", settings=SQLITE_SETTINGS)
-    _set_up_sqlite(readers, begin="BEGIN", settings=(*SQLITE_SETTINGS, "PRAGMA query_only=ON"))
+    _set_up_sqlite(writers.sync_engine, begin="BEGIN IMMEDIATE", settings=SQLITE_SETTINGS)
+    _set_up_sqlite(readers.sync_engine, begin="BEGIN", settings=(*SQLITE_SETTINGS, "PRAGMA query_only=ON"))
     return writers, readers
 
 
-def _set_up_sqlite(engine: AsyncEngine, *, begin: str, settings: tuple[str, ...]) -> None:
-    @sa.event.listens_for(engine.sync_engine, "connect")
+def open_sqlite_at_once(url: str) -> tuple[sa.Engine, sa.Engine] | None:
+    """Return a writing and a reading engine of one plain connection each (`flota.store.at_once`); None if no SQLite."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return None
+    writer, reader = (
+        sa.create_engine(parsed.set(drivername="sqlite+pysqlite"), pool_size=1, max_overflow=0) for _ in range(2)
+    )
+    _set_up_sqlite(writer, begin="BEGIN IMMEDIATE", settings=SQLITE_SETTINGS)
+    _set_up_sqlite(reader, begin="BEGIN", settings=(*SQLITE_SETTINGS, "PRAGMA query_only=ON"))
+    return writer, reader
+
+
+def _set_up_sqlite(engine: sa.Engine, *, begin: str, settings: tuple[str, ...]) -> None:
+    @sa.event.listens_for(engine, "connect")
     def _on_connect(dbapi_connection: Any, _record: Any) -> None:
         dbapi_connection.isolation_level = (
             None  # we write BEGIN ourselves: the driver's own comes too late and is deferred
@@ -69,7 +82,7 @@ def _set_up_sqlite(engine: AsyncEngine, *, begin: str, settings: tuple[str, ...]
             cursor.execute(setting)
         cursor.close()
 
-    @sa.event.listens_for(engine.sync_engine, "begin")
+    @sa.event.listens_for(engine, "begin")
     def _on_begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql(begin)
 

@@ -8,6 +8,7 @@ Source: docs/reference/ameba-push.md, "What a push can know".
 from __future__ import annotations
 
 import enum
+import functools
 from dataclasses import dataclass
 from typing import Final
 
@@ -75,8 +76,13 @@ class PushVerdict:
     reason: str
 
 
+@functools.lru_cache(maxsize=2)
 def push_stream_start(payload: bytes) -> bytes:
-    """Return the 12 bytes that go before `payload`; they are always sent, even if the sum is 0."""
+    """Return the 12 bytes that go before `payload`; they are always sent, even if the sum is 0.
+
+    Remembered for the latest payloads: summing one takes 15 ms, and a gateway pushes the same to fifty boards at once,
+    none of which may wait for 3 s.
+    """
     return file_info(len(payload), byte_sum(payload))
 
 

@@ -85,11 +85,26 @@ def json_answer(request: Request, body: bytes) -> Response:
 
 def whole_answer(request: Request, body: bytes) -> Response:
     """Return 200 with the body and a content ETag, whatever the client has; the media type is the asked one."""
-    kind = media_type(request.headers.get("accept", ""))
+    told = represented(request.headers.get("accept", ""), body)
+    return Response(told.body, media_type=told.media_type, headers={"etag": told.etag})
+
+
+@dataclass(frozen=True, slots=True)
+class Represented:
+    """A body in the form that was asked for, and its ETag, quoted."""
+
+    body: bytes
+    media_type: str
+    etag: str
+
+
+def represented(accept: str, body: bytes) -> Represented:
+    """Return a JSON body as an Accept header asks for it."""
+    kind = media_type(accept)
     if kind == CBOR:
         body = pack_cbor(msgspec.json.decode(body))
     digest = hashlib.md5(body, usedforsecurity=False).hexdigest()
-    return Response(body, media_type=kind, headers={"etag": f'"0{digest}"'})
+    return Represented(body, kind, f'"0{digest}"')
 
 
 def unless_known(request: Request, response: Response) -> Response:

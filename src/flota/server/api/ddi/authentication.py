@@ -16,10 +16,10 @@ from flota.errors import FlotaError, NotFound, Unauthenticated
 from flota.fleet.devices import Device, DeviceState
 from flota.fleet.scope import Scope
 from flota.fleet.selectors import parse_selector
-from flota.fleet.storage import GatewayToken
+from flota.fleet.storage import GatewayToken, KnownDevice
 from flota.protocols.ddi import GATEWAY_TOKEN, TARGET_TOKEN, parse_authorization
 from flota.server.auth import digest_of_secret
-from flota.server.device_admission import device_by_token
+from flota.server.device_admission import device_if_shown
 from flota.server.device_registry import parse_device_name
 from flota.server.updates import device_scope, tenant_scope
 
@@ -51,6 +51,14 @@ class Identity:
     address: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the database had under a device's name, and under the secret of the gateway that asks."""
+
+    known: KnownDevice | None
+    gateway: GatewayToken | None
+
+
 class DdiAuthentication:
     """Finds out which device asks, and admits new ones that a gateway or a certificate vouches for."""
 
@@ -58,14 +66,15 @@ class DdiAuthentication:
         self._context = context
         self._tenants: dict[str, Scope] = {}
 
-    async def identify(self, request: Request) -> Identity:
+    async def identify(self, request: Request, seen: Seen | None = None) -> Identity:
         """Return the device at whose address the request asks. Raises `Unauthenticated`, `Forbidden`.
 
+        `seen` is what the database had since the request came in, if it was read already.
         Raises `TooManyRequests` while too many new devices wait to be accepted.
         """
         tenant, name = request.path_params["tenant"], request.path_params["controller_id"]
         scope = await self.tenant(tenant)
-        found = await self._by_header(scope, name, request)
+        found = await self._by_header(scope, name, request, seen)
         if found is None:
             found = await self._by_certificate(scope, tenant, name, request)
         if found is None or found[0].state is DeviceState.REFUSED:
@@ -86,23 +95,28 @@ class DdiAuthentication:
             self._tenants[name] = scope
         return scope
 
-    async def _by_header(self, scope: Scope, name: str, request: Request) -> tuple[Device, str] | None:
+    async def _by_header(
+        self, scope: Scope, name: str, request: Request, seen: Seen | None
+    ) -> tuple[Device, str] | None:
         credentials = parse_authorization(request.headers.get("authorization"))
         if credentials is None:
             return None
         if credentials.scheme == TARGET_TOKEN:
-            device = await device_by_token(self._context, scope, name, credentials.token)
+            known = seen.known if seen is not None else await self._context.known_devices.get(scope, name)
+            device = await device_if_shown(self._context, scope, known, credentials.token)
             return None if device is None else (device, "token")
         if credentials.scheme == GATEWAY_TOKEN:
-            return await self._by_gateway(scope, name, credentials.token)
+            if seen is None:
+                gateway = await self._context.gateways.get(scope, digest_of_secret(credentials.token))
+                seen = Seen(await self._context.known_devices.get(scope, name), gateway)
+            return await self._by_gateway(scope, name, seen)
         return None
 
-    async def _by_gateway(self, scope: Scope, name: str, secret: str) -> tuple[Device, str] | None:
+    async def _by_gateway(self, scope: Scope, name: str, seen: Seen) -> tuple[Device, str] | None:
         now = self._context.now()
-        gateway = await self._context.gateways.get(scope, digest_of_secret(secret))
+        gateway, known = seen.gateway, seen.known
         if gateway is None or (gateway.expires_at is not None and gateway.expires_at <= now):
             return None
-        known = await self._context.known_devices.get(scope, name)
         device = None if known is None else known.device
         if not await self._covers(scope, gateway, name, device):
             return None

@@ -64,13 +64,15 @@ BASE: Final = "/{tenant}/controller/v1/{controller_id}"
 _READ: Final = ["GET", "HEAD"]
 
 
-def routes(context: ServerContext) -> list[BaseRoute]:
-    """Return the DDI routes. Their first path segment matches anything: they have to stand last."""
+def routes(context: ServerContext, polls: Polls | None = None) -> list[BaseRoute]:
+    """Return the DDI routes. Their first path segment matches anything: they have to stand last.
+
+    `polls` answers the first of them, if the server has one that is asked before any routing.
+    """
     actions, files = _Actions(context), Files(context)
     confirmations, description = Confirmations(context), SelfDescription(context)
     endpoint = _Endpoint(context)
     handlers: list[tuple[str, list[str], Handler]] = [
-        ("", _READ, Polls(context).answer),
         ("/configData", ["PUT"], description.put_config_data),
         ("/deploymentBase/{action_id}", _READ, actions.get_deployment),
         ("/deploymentBase/{action_id}/feedback", ["POST"], actions.post_feedback),
@@ -85,7 +87,7 @@ def routes(context: ServerContext) -> list[BaseRoute]:
         ("/installedBase/{action_id}", _READ, actions.get_installed),
         ("/softwaremodules/{module_id}/artifacts", _READ, files.list_artifacts),
     ]
-    made = description_routes()
+    made: list[BaseRoute] = [*description_routes(), Route(BASE, polls or Polls(context), methods=_READ)]
     made += [Route(BASE + path, endpoint.of(handler), methods=methods) for path, methods, handler in handlers]
     # parts come in bursts, and each is bounded by the file
     download = endpoint.of(files.download, limited=False)
