@@ -10,7 +10,18 @@ from flota.digests import parse_sha256_hex
 from flota.fleet.maintenance_windows import parse_schedule
 from flota.fleet.rollouts import check_waves, split_waves
 from flota.fleet.selectors import parse_selector
-from flota.protocols import arduino_mdns, aws_jobs, aws_streams, cbor, espota, http_range, http_update, peer_text, viam
+from flota.protocols import (
+    ameba_http,
+    arduino_mdns,
+    aws_jobs,
+    aws_streams,
+    cbor,
+    espota,
+    http_range,
+    http_update,
+    peer_text,
+    viam,
+)
 from flota.protocols.ameba_push.receiver import PushReceiver, parse_file_info
 from flota.protocols.ddi import addresses, attributes, confirmation, deployment, feedback, poll, problem
 from flota.protocols.ddi.reading import MESSAGE_MAX_BYTES
@@ -237,6 +248,9 @@ TARGETS: tuple[Target, ...] = (
     target(arduino_mdns.mac_in, ["esp32-a1b2c3d4e5f6.local."]),
     target(parse_file_info, [bytes(range(12))]),
     target(PushReceiver.feed, lambda: [bytes(12) + file for file in ameba_files()], read=push_received),
+    target(ameba_http.parse_pull_request, [ameba_http.pack_pull_request("host", "ota.bin").removesuffix(b"\r\n\r\n")]),
+    target(ameba_http.parse_pull_answer, [ameba_http.pack_pull_answer(8224), b"HTTP/1.1 302 Found\r\n\r\n"]),
+    target(ameba_http.parse_state, [b'{"OTA_state":"OTA_STATE_IDLE"}{"OTA']),
     target(espota.parse_invitation, [espota.pack_invitation(espota.Invitation(0, 4711, 900, "0f" * 16))]),
     target(espota.parse_answer, ["OK", "AUTH " + "0f" * 16, "1460OK"], read=push_answered),
     target(espota.parse_auth, [espota.pack_auth(espota.AuthAnswer("0f" * 16, "0e" * 16))], nonce="0a" * 16),

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
-FLOTA_COMMAND = re.compile(r"^\s*\$?\s*(?:uvx )?flota ([a-z]+)(?: ([a-z][a-z-]+))?", re.MULTILINE)
+FLOTA_COMMAND = re.compile(r"^\s*\$?\s*(?:uvx )?flota ([a-z]+(?:-[a-z]+)*)(?: ([a-z][a-z-]+))?", re.MULTILINE)
 CODE_BLOCK = re.compile(r"```(?:sh|console|text)?\n(.*?)```", re.DOTALL)
 SOURCE_REFERENCE = re.compile(r"docs/(?:reference|how-to|adr)/[A-Za-z0-9_-]+\.md")
 

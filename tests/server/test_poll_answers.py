@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,11 +16,12 @@ from flota.fleet.changes import EVERYTHING, Changes
 from flota.fleet.devices import Device, DeviceState
 from flota.fleet.rollouts import RolloutState
 from flota.fleet.scope import Scope
-from flota.fleet.storage import NewGatewayToken
+from flota.fleet.storage import NewGatewayToken, Transaction
 from flota.server import poll_answers
 from flota.server.auth import digest_of_secret
 from flota.server.poll_answers import PollAnswers, ReadyAnswer
 from flota.server.sightings import SightingsWriter
+from flota.store.database import Database
 from tests.server.update_fleet import START, TOKEN, Clock, UpdateFleet, an_update_fleet
 
 BASE = "/DEFAULT/controller/v1/pump-1"
@@ -245,6 +247,7 @@ async def test_an_answer_made_while_something_changed_is_not_kept(
 
     monkeypatch.setattr(Database, "read_at_once", slowly)
     fleet = fleet.restarted()
+    fleet.client.headers.update(AUTH)
     late = asyncio.create_task(poll(fleet))
     await paused.wait()
     async with fleet.database.transaction() as tx:

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
+from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
 
 from flota.errors import Conflict, InvalidInput, NotFound, VersionMismatch
 from flota.fleet.devices import DeviceState
@@ -12,6 +18,7 @@ from flota.fleet.rollouts import RolloutPolicy, RolloutState
 from flota.fleet.scope import Scope
 from flota.fleet.storage import NewRollout, Transaction
 from flota.store.database import Database
+from flota.store.queries import executions as executions_queries
 from flota.store.tables import EXECUTION_ID_MAX
 from tests.store.fleets import START, Fleet, a_fleet, a_release, at
 
@@ -309,3 +316,17 @@ async def test_details_over_their_limits_are_refused_and_change_nothing(database
 
 def test_execution_ids_fit_a_signed_32_bit_integer() -> None:
     assert EXECUTION_ID_MAX == 2**31 - 1
+
+
+@pytest.mark.parametrize("statement", [executions_queries._NEXT_EXECUTIONS, executions_queries._latest_executions("x")])
+async def test_what_a_device_is_to_do_is_found_by_the_device_however_many_others_have_work(
+    tmp_path: Path, statement: sa.Select[Any]
+) -> None:
+    async with await Database.open(f"sqlite+aiosqlite:///{tmp_path}/flota.sqlite3"):
+        pass
+    asked = statement.params(tenant_id=1, device_ids=[1, 2], wanted_state="SUCCEEDED")
+    text = str(asked.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True}))
+    with contextlib.closing(sqlite3.connect(tmp_path / "flota.sqlite3")) as connection:
+        plan = [str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {text}")]
+    assert any("ix_executions_device_id_state" in step for step in plan)
+    assert not any("tenant_id=?" in step for step in plan)
