@@ -4,6 +4,7 @@ import pytest
 
 from flota.errors import Conflict, InvalidInput, NotFound
 from flota.fleet.devices import Device, DeviceState
+from flota.fleet.scope import Scope
 from flota.fleet.selectors import parse_selector
 from flota.fleet.storage import DeviceFilter, DeviceSighting, NewDevice
 from flota.store.database import Database
@@ -70,6 +71,23 @@ async def test_sightings_keep_what_they_do_not_know_better_and_pass_over_the_gon
         assert await tx.last_seen(scope, [device.id, 999]) == {device.id: at(2)}
     assert (seen.last_seen_at, seen.last_route, seen.address) == (at(2), "ddi", "10.0.0.2")
     assert (seen.running_version, seen.running_hash, seen.running_md5) == ("1.0", "cafe", "d00d")
+
+
+async def test_sightings_of_which_the_same_is_told_are_stored_together_and_the_latest_counts(
+    database: Database,
+) -> None:
+    scope = await a_tenant(database)
+    async with database.transaction() as tx:
+        await a_type(tx, scope)
+        made = [await a_device(tx, scope, f"pump-{number}") for number in range(4)]
+        early = [DeviceSighting(device.id, at(5), "ddi") for device in made]
+        late = DeviceSighting(made[1].id, at(6), "http-update", "10.0.0.1")
+        earlier = DeviceSighting(made[2].id, at(4), "http-update", "10.0.0.2")
+        await tx.record_sightings(scope, [late, *early, earlier])
+        await tx.record_sightings(Scope(scope.tenant_id + 1, "x"), [DeviceSighting(made[0].id, at(9), "ddi")] * 2)
+        seen = [await tx.device_by_id(scope, device.id) for device in made]
+    told = [(device.last_seen_at, device.last_route, device.address) for device in seen]
+    assert told == [(at(5), "ddi", None), (at(6), "http-update", "10.0.0.1"), (at(5), "ddi", "10.0.0.2"), (at(5), "ddi", None)]
 
 
 async def test_attributes_are_replaced_and_only_a_difference_is_audited(database: Database) -> None:

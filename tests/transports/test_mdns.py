@@ -148,7 +148,7 @@ async def test_garbage_on_the_air_neither_stops_the_browser_nor_hides_a_board() 
 
 
 async def test_text_that_is_not_utf8_and_lengths_that_lie_are_cleaned_and_the_board_is_still_shown() -> None:
-    pairs = [b"board=ameba_\xff\xfe\x1b[31m", b"\xc3\x28=x", b"auth_upload=no"]
+    pairs = [b"board=ameba_\xff\xfe\x1b[31m", b"\xc3\x28=x", b"auth_upload=no", b"ssh_upload=no"]
     txt = b"".join(bytes([len(pair)]) + pair for pair in pairs) + b"\xf0lies"
     async with BoardBrowser(interfaces=["127.0.0.1"]) as browser:
         async with asyncio.timeout(10):

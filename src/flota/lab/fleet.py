@@ -239,9 +239,7 @@ def _agent(spec: DeviceSpec, dialect: Dialect) -> tuple[Agent | None, httpx.Asyn
     if dialect is Dialect.AMEBA_PUSH:
         return _ameba(spec), None
     if dialect is Dialect.ESPOTA:
-        settings = spec.espota or EspotaSettings()
-        announce = partial(announce_esp, password=settings.password is not None) if spec.announce else silent
-        return EspotaAgent(settings, announce=announce, on_listening=spec.on_listening), None
+        return _arduino_ota(spec), None
     if spec.server is None:
         return None, None
     board = board_named(spec.board)
@@ -264,6 +262,12 @@ def _agent(spec: DeviceSpec, dialect: Dialect) -> tuple[Agent | None, httpx.Asyn
         hardware_revision=spec.hardware_revision,
     )
     return DdiAgent(DdiLink(client, addresses, spec.token), settings), client
+
+
+def _arduino_ota(spec: DeviceSpec) -> Agent:
+    settings = spec.espota or EspotaSettings()
+    announce = partial(announce_esp, password=settings.password is not None) if spec.announce else silent
+    return EspotaAgent(settings, announce=announce, on_listening=spec.on_listening)
 
 
 def _ameba(spec: DeviceSpec) -> Agent:

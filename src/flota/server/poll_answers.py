@@ -53,6 +53,8 @@ what a rollout judges."""
 CONDITION_MAX_LEN: Final = 256
 """Characters of an If-None-Match header that are looked at here; the one that fits has 35."""
 
+_SEEN_EVERY: Final = timedelta(seconds=SEEN_EVERY_S)
+
 REQUESTS_BURST: Final = 2000
 REQUESTS_PER_S: Final = 20.0
 """Per device, downloads apart. A busy client polls every 5 s and posts its log line by line."""
@@ -227,7 +229,7 @@ class PollAnswers:
         known.etag = answer.etag
         known.media_type = _MEDIA_TYPES.setdefault(answer.media_type, answer.media_type)
         known.valid_until = until
-        known.seen_due = None if answer.is_busy else now + timedelta(seconds=SEEN_EVERY_S)
+        known.seen_due = None if answer.is_busy else now + _SEEN_EVERY
 
     def forget(self, changes: Changes) -> None:
         """Drop the answers of whom these changes concern; and who they are, if that may have changed."""
@@ -260,9 +262,12 @@ class PollAnswers:
         return ticket < self._floor or self._changed.get(device.id, 0) > ticket
 
     def _note_seen(self, known: _Known, now: datetime) -> None:
-        if known.seen_due is not None:
-            known.seen_due = now + timedelta(seconds=SEEN_EVERY_S)
-        self._sightings.record(known.scope, DeviceSighting(known.device_id, now, ROUTE, known.address))
+        if known.seen_due is None:
+            sighting = DeviceSighting(known.device_id, now, ROUTE, known.address)
+        else:  # to the second, and without the address, which its first poll told: one statement for many devices
+            known.seen_due = now + _SEEN_EVERY
+            sighting = DeviceSighting(known.device_id, now.replace(microsecond=0), ROUTE)
+        self._sightings.record(known.scope, sighting)
 
     def _drop_oldest(self) -> None:
         for path, known in list(islice(self._known.items(), DROPPED_AT_ONCE)):

@@ -198,10 +198,10 @@ async def push(
 
 async def _writable(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
     """Return when the system takes bytes for this connection again."""
-    free = loop.create_future()
-    loop.add_writer(connection, lambda: free.done() or free.set_result(None))
+    free = asyncio.Event()
+    loop.add_writer(connection, free.set)
     try:
-        await free
+        await free.wait()
     finally:
         loop.remove_writer(connection)
 

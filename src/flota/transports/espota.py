@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from flota.protocols.espota import (
     ANSWER_LIMIT_S,
@@ -47,6 +47,9 @@ from flota.protocols.peer_text import clean_bytes
 
 Progress = Callable[[int, int], None]
 """(bytes of the file handed over and answered, bytes in all)."""
+
+Address = tuple[Any, ...]
+"""What a socket of the family takes: host and port, for IPv6 flow and scope too."""
 
 ANSWERS_KEPT_BYTES: Final = 4096
 LAST_WORDS_S: Final = 0.5
@@ -142,7 +145,8 @@ class EspotaPush:
     async def _run(self) -> str:
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_DGRAM)
-        family, _, _, _, address = found[0]
+        family, _, _, _, told = found[0]
+        address: Address = tuple(told)
         with contextlib.ExitStack() as stack:
             own = _own_address(family, address)
             listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
@@ -169,7 +173,7 @@ class EspotaPush:
     async def _be_accepted(
         self,
         family: int,
-        address: tuple[str, int],
+        address: Address,
         invitation: Invitation,
         own: str,
         coming: asyncio.Future[socket.socket],
@@ -229,7 +233,8 @@ class EspotaPush:
         loop = asyncio.get_running_loop()
         answer = asyncio.ensure_future(_answer(loop, link, datagram))
         try:
-            await asyncio.wait({answer, coming}, timeout=self._limits.answer_s, return_when=asyncio.FIRST_COMPLETED)
+            both: list[asyncio.Future[Any]] = [answer, coming]
+            await asyncio.wait(both, timeout=self._limits.answer_s, return_when=asyncio.FIRST_COMPLETED)
             return answer.result() if answer.done() else None
         except OSError:  # the host says that nobody listens there: perhaps not yet
             await asyncio.sleep(min(self._limits.answer_s, 0.2))
@@ -350,7 +355,7 @@ def _said_by(error: OSError) -> str:
     return os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
 
 
-def _own_address(family: int, address: tuple[str, int]) -> str:
+def _own_address(family: int, address: Address) -> str:
     """Return the address of this machine that reaches the device: where it is asked to connect to."""
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(address)
@@ -358,7 +363,7 @@ def _own_address(family: int, address: tuple[str, int]) -> str:
 
 
 @contextlib.contextmanager
-def _datagrams(family: int, address: tuple[str, int]) -> Iterator[socket.socket]:
+def _datagrams(family: int, address: Address) -> Iterator[socket.socket]:
     """Give a new UDP socket that hears only the device."""
     with socket.socket(family, socket.SOCK_DGRAM) as link:
         link.setblocking(False)

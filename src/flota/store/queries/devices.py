@@ -37,6 +37,17 @@ _KNOWN: Final = _SELECT_DEVICE.where(
 _REPORTED: Final = ("address", "running_version", "running_hash", "running_md5")
 """Columns that a sighting replaces only if it knows better."""
 
+_SIGHTED: Final = (
+    sa.update(devices)
+    .where(devices.c.tenant_id + 0 == sa.bindparam("sighted_tenant"), devices.c.removed_at.is_(None))  # found by id
+    .values(
+        last_seen_at=sa.bindparam("seen_at"),
+        last_route=sa.bindparam("seen_route"),
+        **{name: sa.func.coalesce(sa.bindparam(f"new_{name}"), devices.c[name]) for name in _REPORTED},
+    )
+)
+_SIGHTED_ALONE: Final = _SIGHTED.where(devices.c.id == sa.bindparam("sighted_id"))
+_SIGHTED_TOGETHER: Final = _SIGHTED.where(devices.c.id.in_(sa.bindparam("sighted_ids", expanding=True)))
 
 _IDENTITY: Final = frozenset(devices.c.keys()) - {
     "running_version",
@@ -269,33 +280,32 @@ class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
         )
 
     async def record_sightings(self, scope: Scope, sightings: Sequence[DeviceSighting]) -> None:
-        """Store when and how devices were last heard, in one statement; devices that are gone are passed over.
+        """Store when and how devices were last heard; devices that are gone are passed over.
 
+        Those of which the same is told share a statement.
         Not audited: hearing from a device is no decision.
         """
-        if not sightings:
-            return
-        values: dict[str, sa.ColumnElement[Any]] = {
-            name: sa.func.coalesce(sa.bindparam(f"new_{name}"), devices.c[name]) for name in _REPORTED
-        }
-        statement = (
-            sa.update(devices)
-            .where(*_visible(scope), devices.c.id == sa.bindparam("sighted_id"))
-            .values(last_seen_at=sa.bindparam("seen_at"), last_route=sa.bindparam("seen_route"), **values)
-        )
-        await self._connection.execute(
-            statement,
-            [
-                {
-                    "sighted_id": sighting.device_id,
-                    "seen_at": sighting.at,
-                    "seen_route": sighting.route,
-                    **{f"new_{name}": getattr(sighting, name) for name in _REPORTED},
-                }
-                for sighting in sorted(sightings, key=lambda sighting: (sighting.device_id, sighting.at))
-            ],
-            execution_options=concerning(NO_CHANGES),
-        )
+        told: dict[tuple[object, ...], list[int]] = {}
+        for sighting in sorted(sightings, key=lambda sighting: sighting.at):
+            key = (sighting.at, sighting.route, *(getattr(sighting, name) for name in _REPORTED))
+            told.setdefault(key, []).append(sighting.device_id)
+        names = ("sighted_tenant", "seen_at", "seen_route", *(f"new_{name}" for name in _REPORTED))
+        alone: list[dict[str, object]] = []
+
+        async def write_alone() -> None:
+            if alone:
+                await self._connection.execute(_SIGHTED_ALONE, alone, execution_options=concerning(NO_CHANGES))
+                alone.clear()
+
+        for key, ids in told.items():  # in the order of time: of a device the latest counts
+            row = dict(zip(names, (scope.tenant_id, *key), strict=True))
+            if len(ids) == 1:
+                alone.append({**row, "sighted_id": ids[0]})
+                continue
+            await write_alone()
+            together = {**row, "sighted_ids": ids}
+            await self._connection.execute(_SIGHTED_TOGETHER, together, execution_options=concerning(NO_CHANGES))
+        await write_alone()
 
     async def set_device_attributes(
         self, scope: Scope, device_id: int, attributes: Mapping[str, str], *, requested: bool, now: datetime
