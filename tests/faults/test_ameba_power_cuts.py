@@ -17,9 +17,14 @@ from flota.images.ameba import IMAGE2_SIGNATURE, SECTOR_SIZE, byte_sum, flash_ma
 from flota.lab.ameba_sweep_device import ameba_image
 from flota.lab.at_once import TimelessPace
 from flota.lab.cut_moments import cut_of, moments_of
+from flota.lab.esp_sweep_device import SweepAgent
+from flota.lab.oracle import Promise
+from flota.lab.reproducer import SweepSubject
+from flota.lab.sweep import Effort, Part, Pass, _reference, live_uninterrupted, run_part
 from flota.lab.swept_flash import SweptFlash
 from flota.virtual.ameba_board import AmebaHardware
 from flota.virtual.ameba_ota import CLEARED_WORD, AmebaUpdate
+from flota.virtual.boot.esp_idf import BootBuild
 from flota.virtual.flash import FlashOperation, FlashOperationKind
 from flota.virtual.nvs import NonVolatileStore
 
@@ -196,3 +201,50 @@ def test_a_cut_in_an_update_by_an_old_core_that_writes_the_running_slot_leaves_n
     device.flash.power_on()
     asyncio.run(update.erase(SECTOR_SIZE))
     assert device.boot() is None
+
+
+SUBJECT = SweepSubject("amebad", SweepAgent.AMEBA_PUSH, BootBuild.PLAIN, SIZE, "two-updates")
+
+
+def deciding_moments() -> range:
+    """The last operations of the first update, its switch among them, and the first ones of the next."""
+    moments = live_uninterrupted(SUBJECT).moments
+    second = next(number for number, moment in enumerate(moments) if moment.position.stage == 1)
+    return range(second - 12, second + 8)
+
+
+def test_the_sweep_of_the_lab_takes_the_board_through_every_cut_around_the_switch() -> None:
+    result = run_part(Part(SUBJECT, Effort(), Pass.ONCE, deciding_moments()))
+    assert result.failures == []
+    assert result.failed == 0
+    assert result.cases > 100
+    assert result.outcomes["new"] > 50
+
+
+def test_the_sweep_notices_an_update_that_retires_the_old_image_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wrong_order(self: AmebaUpdate, signature: bytes) -> None:
+        self._flash.program(self._layout.slot_offset(self.running), CLEARED_WORD)
+        self._flash.program(self.target_address, signature)
+
+    monkeypatch.setattr(AmebaUpdate, "switch", wrong_order)
+    _reference.cache_clear()
+    try:
+        result = run_part(Part(SUBJECT, Effort(), Pass.ONCE, deciding_moments()))
+    finally:
+        _reference.cache_clear()
+    assert result.failed > 0
+    assert {failure.broken.promise for failure in result.failures} == {Promise.BOOTS}
+
+
+def test_the_sweep_notices_an_update_that_touches_more_of_the_running_slot_than_its_mark(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = AmebaUpdate.switch
+
+    async def greedy(self: AmebaUpdate, signature: bytes) -> None:
+        await right(self, signature)
+        self._flash.program(self._layout.slot_offset(self.running) + 4, CLEARED_WORD)
+
+    monkeypatch.setattr(AmebaUpdate, "switch", greedy)
+    verdict = live_uninterrupted(SUBJECT).verdict
+    assert [broken.promise for broken in verdict.broken] == [Promise.UNTOUCHED]

@@ -87,7 +87,12 @@ async def test_sightings_of_which_the_same_is_told_are_stored_together_and_the_l
         await tx.record_sightings(Scope(scope.tenant_id + 1, "x"), [DeviceSighting(made[0].id, at(9), "ddi")] * 2)
         seen = [await tx.device_by_id(scope, device.id) for device in made]
     told = [(device.last_seen_at, device.last_route, device.address) for device in seen]
-    assert told == [(at(5), "ddi", None), (at(6), "http-update", "10.0.0.1"), (at(5), "ddi", "10.0.0.2"), (at(5), "ddi", None)]
+    assert told == [
+        (at(5), "ddi", None),
+        (at(6), "http-update", "10.0.0.1"),
+        (at(5), "ddi", "10.0.0.2"),
+        (at(5), "ddi", None),
+    ]
 
 
 async def test_attributes_are_replaced_and_only_a_difference_is_audited(database: Database) -> None:

@@ -1,4 +1,4 @@
-"""When a device is told to come back: about its type's interval, a little different for each device and hour.
+"""When a device is told to come back: about its type's interval, a little different for each device and period.
 
 Devices that were switched on together, or lost the server together, would otherwise ask together for ever.
 Source: docs/reference/hawkbit-ddi.md, "When to come back".
@@ -11,8 +11,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 JITTER_PERCENT_MAX: Final = 50
-JITTER_PERIOD_S: Final = 3600
-"""How long a device keeps its difference: an answer that changed with every poll could never be "not modified"."""
+JITTER_PERIOD_S: Final = 4 * 3600
+"""How long a device keeps its difference: an answer that changed with every poll could never be "not modified". With an
+hour, every twelfth poll of a device that comes every five minutes was answered anew, at ten times the cost."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -20,8 +21,8 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 def jittered(interval_s: int, *, device_id: int, percent: int, now: datetime) -> tuple[int, datetime | None]:
     """Return `interval_s` give or take at most `percent` of it, and until when (None: for good) it stays so.
 
-    It depends on the device and the hour alone, and the hour begins at another minute for each device. On average over
-    devices and hours it is `interval_s`.
+    It depends on the device and the period alone, and periods begin at another minute for each device. On average over
+    devices and periods it is `interval_s`.
     """
     spread = interval_s * percent // 100
     if spread == 0:

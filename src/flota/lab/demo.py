@@ -10,18 +10,20 @@ import base64
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
 from flota.client.management import ManagementClient
 from flota.client.schemas import Execution, Rollout
 from flota.errors import FlotaError, PeerError
+from flota.images.ameba import pack_ota_file
+from flota.lab.local_gateway import GatewayOptions, local_gateway
 from flota.lab.local_server import LocalServer
-from flota.lab.running_fleet import DeviceSnapshot, FleetDevice, RunningFleet
-from flota.lab.sample_firmware import sample_app, sample_linux_file
+from flota.lab.running_fleet import DeviceSnapshot, FleetDevice, RunningFleet, has_loopback_addresses
+from flota.lab.sample_firmware import sample_ameba, sample_app, sample_linux_file
 from flota.trust.keys import PrivateKey
-from flota.trust.trust_file import TrustedSigners
+from flota.trust.trust_file import TrustedSigners, pack_trust_file
 
 GOOD_VERSION: Final = "2.0.0"
 BAD_VERSION: Final = "3.0.0"
@@ -29,8 +31,15 @@ FIRST_VERSION: Final = "1.0.0"
 SENSOR: Final = "sensor"
 EDGE_BOX: Final = "edge-box"
 ROVER: Final = "rover"
-TYPES: Final = {SENSOR: "esp32-c3", EDGE_BOX: "generic-linux", ROVER: "esp32"}
+LAMP: Final = "lamp"
+TYPES: Final = {SENSOR: "esp32-c3", EDGE_BOX: "generic-linux", ROVER: "esp32", LAMP: "amebad"}
 """Device type -> board."""
+LAMP_IMAGE_BYTES: Final = 512 * 1024
+"""A slot of theirs has less than 1 MiB."""
+
+GATEWAY_EVIDENCE_S: Final = 60.0
+"""How long the gateway waits for a lamp's announcement after a push: they restart in a second or two."""
+
 IMAGE_BYTES: Final = 1 << 20
 """At least 1 MiB, so that there is a middle to interrupt."""
 
@@ -58,9 +67,17 @@ DEVICES: Final = (
     *(FleetDevice(f"sensor-ddi-{i}", "esp32-c3", SENSOR, "ddi", f"02:F1:07:00:02:{i:02X}") for i in range(1, 5)),
     *(FleetDevice(f"edge-box-{i}", "generic-linux", EDGE_BOX, "ddi", f"02:F1:07:00:03:{i:02X}") for i in range(1, 3)),
     *(FleetDevice(f"rover-{i}", "esp32", ROVER, "viam", f"02:F1:07:00:04:{i:02X}") for i in range(1, 5)),
+    *(FleetDevice(f"lamp-{i}", "amebad", LAMP, "ameba-push", f"02:F1:07:00:05:{i:02X}") for i in range(1, 5)),
 )
 FIRST_WAVE: Final = ("sensor-http-1", "sensor-ddi-1")
 """The two devices that try version 3: one of each route."""
+
+
+def devices_here() -> tuple[FleetDevice, ...]:
+    """Return the devices; without those that are pushed to where loopback has one address only (macOS)."""
+    lamps = sum(device.type_name == LAMP for device in DEVICES)
+    enough = has_loopback_addresses(lamps)
+    return tuple(device for device in DEVICES if enough or device.type_name != LAMP)
 
 
 class DemoFailed(FlotaError):
@@ -120,6 +137,13 @@ class Demo:
     screen: Screen
     speed: float = SPEED
     image_bytes: int = IMAGE_BYTES
+    devices: Sequence[FleetDevice] = field(default_factory=devices_here)
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The device types of the demo's devices, with their boards."""
+        present = {device.type_name for device in self.devices}
+        return {name: board for name, board in TYPES.items() if name in present}
 
     @contextmanager
     def server(self) -> Iterator[LocalServer]:
@@ -157,13 +181,13 @@ class Demo:
         (self.directory / "release.pem").touch(mode=0o600)
         (self.directory / "release.pem").write_bytes(key.to_pem())
         signers = [key.public_pem]
-        for name, board in TYPES.items():
+        for name, board in self.types.items():
             client.add_type(name, board, signers=signers, poll_interval_s=int(POLL_INTERVAL_S), description="demo")
         return key
 
     def _publish(self, client: ManagementClient, key: PrivateKey) -> None:
         self.screen.step("Packing, creating, signing and publishing the releases.")
-        for type_name, version in (*((name, GOOD_VERSION) for name in TYPES), (SENSOR, BAD_VERSION)):
+        for type_name, version in (*((name, GOOD_VERSION) for name in self.types), (SENSOR, BAD_VERSION)):
             filename = f"{type_name}-{version}.bin"
             artifact = client.upload_bytes(self._image(type_name, version), filename)
             release = client.create_release(type_name, version, artifact.sha256, filename=filename)
@@ -175,7 +199,7 @@ class Demo:
 
     @contextmanager
     def _fleet(self, client: ManagementClient, server: LocalServer, key: PrivateKey) -> Iterator[RunningFleet]:
-        counts = ", ".join(f"{sum(d.board == board for d in DEVICES)} {board}" for board in TYPES.values())
+        counts = ", ".join(f"{sum(d.board == board for d in self.devices)} {board}" for board in self.types.values())
         self.screen.step(f"Flashing version {FIRST_VERSION} and powering on: {counts}.")
         fleet = RunningFleet(
             self.directory / "devices",
@@ -184,27 +208,55 @@ class Demo:
             speed=self.speed,
             poll_interval_s=POLL_INTERVAL_S,
         )
-        images = {name: self._image(name, FIRST_VERSION) for name in TYPES}
-        for device in DEVICES:
+        images = {name: self._image(name, FIRST_VERSION) for name in self.types}
+        for device in self.devices:
             made = client.add_device(device.name, device.type_name, mac=device.mac)
             if made.token is None:
                 raise PeerError("the server gave no token for a new device")
             fleet.add(device, image=images[device.type_name], version=FIRST_VERSION, token=made.token)
-        with fleet:
+        with fleet, self._gateway(client, server, key, fleet):
             yield fleet
+
+    @contextmanager
+    def _gateway(
+        self, client: ManagementClient, server: LocalServer, key: PrivateKey, fleet: RunningFleet
+    ) -> Iterator[None]:
+        """Run the gateway that carries updates to the boards that cannot fetch for themselves."""
+        lamps = [device for device in self.devices if device.type_name == LAMP]
+        if not lamps:
+            yield
+            return
+        token = client.create_gateway_token("demo", devices=[device.name for device in lamps]).secret
+        if token is None:
+            raise PeerError("the server gave no token for the gateway")
+        given = GatewayOptions(
+            server=server.address.http,
+            token=token,
+            trust=pack_trust_file(TrustedSigners.of([key.public_pem])),
+            devices={
+                device.name: f"mac={device.mac},port={fleet.push_port(device.name)},type={LAMP}" for device in lamps
+            },
+            options=("--poll-s", str(POLL_INTERVAL_S / self.speed), "--evidence-s", str(GATEWAY_EVIDENCE_S)),
+        )
+        with local_gateway(self.directory / "gateway", given):
+            yield
 
     def _image(self, type_name: str, version: str) -> bytes:
         if type_name == EDGE_BOX:
             return sample_linux_file(version, size=self.image_bytes)
+        if type_name == LAMP:
+            return pack_ota_file(sample_ameba(version, size=LAMP_IMAGE_BYTES))
         return sample_app(version, chip=TYPES[type_name], size=self.image_bytes)
 
     def _roll_out_good_version(self, client: ManagementClient, fleet: RunningFleet, started: float) -> float:
-        self.screen.step(f"Rolling version {GOOD_VERSION} out to all {len(DEVICES)} devices, each by its own route.")
+        self.screen.step(
+            f"Rolling version {GOOD_VERSION} out to all {len(self.devices)} devices, each by its own route."
+        )
         rollouts = [
             client.create_rollout(f"{name}@{GOOD_VERSION}", select=f"type={name}", name=f"{name} {GOOD_VERSION}").id
-            for name in TYPES
+            for name in self.types
         ]
-        self._configure_rovers(client, fleet, rollouts[list(TYPES).index(ROVER)])
+        self._configure_rovers(client, fleet, rollouts[list(self.types).index(ROVER)])
         begun = time.monotonic()
         first_update_s = 0.0
         while True:
@@ -212,7 +264,7 @@ class Demo:
             succeeded = sum(each.state == "SUCCEEDED" for each in view.executions.values())
             if succeeded and not first_update_s:
                 first_update_s = time.monotonic() - started
-            if succeeded == len(DEVICES):
+            if succeeded == len(self.devices):
                 break
             limit_s = GOOD_WITHIN_S * max(1.0, SPEED / self.speed)
             self._give_up_if(time.monotonic() - begun > limit_s, f"version {GOOD_VERSION} did not reach everyone")
@@ -221,16 +273,20 @@ class Demo:
                 self._give_up_if(rollout.state == "aborted", f"{rollout.name}: {rollout.reason}")
             time.sleep(LOOK_EVERY_S)
         self.screen.settle()
-        silent = sum(device.type_name == ROVER for device in DEVICES)
-        self.screen.step(
-            f"{len(DEVICES) - silent} devices report that they run {GOOD_VERSION}; {silent} of micro-RDK never report:"
-            " it is inferred, because they took the image and did not ask again."
+        silent = sum(device.type_name == ROVER for device in self.devices)
+        lamps = sum(device.type_name == LAMP for device in self.devices)
+        told = (
+            f"{len(self.devices) - silent - lamps} devices report that they run {GOOD_VERSION}; {silent} of micro-RDK"
+            " never report: it is inferred, because they took the image and did not ask again."
         )
+        if lamps:
+            told += f" {lamps} AmebaD boards cannot: the gateway pushed, and heard each announce itself anew."
+        self.screen.step(told)
         return first_update_s
 
     def _configure_rovers(self, client: ManagementClient, fleet: RunningFleet, rollout: int) -> None:
         """Give each micro-RDK its link, once the rollout has an execution for it: what `flota viam config` prints."""
-        rovers = [device.name for device in DEVICES if device.type_name == ROVER]
+        rovers = [device.name for device in self.devices if device.type_name == ROVER]
         begun = time.monotonic()
         while len(client.executions(rollout)) < len(rovers):
             self._give_up_if(time.monotonic() - begun > GOOD_WITHIN_S, "the rollout for micro-RDK did not begin")
@@ -240,7 +296,7 @@ class Demo:
                 fleet.configure(link.device, link.service)
 
     def _roll_out_bad_version(self, client: ManagementClient, fleet: RunningFleet) -> Rollout:
-        sensors = [device.name for device in DEVICES if device.type_name == SENSOR]
+        sensors = [device.name for device in self.devices if device.type_name == SENSOR]
         rest = [name for name in sensors if name not in FIRST_WAVE]
         self.screen.step(
             f"Version {BAD_VERSION} crashes at boot. Rolling it out in two waves: "

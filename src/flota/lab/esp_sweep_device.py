@@ -284,9 +284,12 @@ class _MemoryBody(httpx.AsyncByteStream):
         self._milestone = milestone
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Give piece after piece; what was written before a piece is all that matters for the rest."""
+        """Give piece after piece; what was written before a piece is all that matters for the rest.
+
+        Where the request began does not: what the agent has noted of its progress is in its store.
+        """
         for offset in range(self._start, len(self._data), PIECE_BYTES):
-            self._milestone(f"{offset} bytes are taken, from {self._start}")
+            self._milestone(f"{offset} bytes are taken")
             yield self._data[offset : offset + PIECE_BYTES]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +14,36 @@ from typing import Final, Self
 
 from flota.durable_files import write_durably
 from flota.errors import PeerError
-from flota.lab.fleet import DeviceSpec, Dialect, run_fleet
+from flota.lab.fleet import PUSHED_TO, DeviceSpec, Dialect, run_fleet
 from flota.trust.trust_file import TrustedSigners
+from flota.virtual.agents.ameba_push import PushSettings
 from flota.virtual.device import VirtualDevice
 from flota.virtual.events import DeviceEvent, EventKind
 
 START_WITHIN_S: Final = 30.0
 END_WITHIN_S: Final = 20.0
+FIRST_PUSHED_TO: Final = 11
+"""Last byte of the loopback address of the first board that is pushed to."""
+
 QUIET: Final = frozenset({EventKind.POLL})
 """Events that say nothing new to an onlooker."""
+
+
+def free_port(host: str) -> int:
+    """Return a TCP port of one of this machine's addresses that nobody has right now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def has_loopback_addresses(count: int) -> bool:
+    """Return whether this machine has an address for each of so many boards that are pushed to."""
+    try:
+        for number in range(count):
+            free_port(f"127.0.0.{FIRST_PUSHED_TO + number}")
+    except OSError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +103,7 @@ class RunningFleet:
         """
         dialect = Dialect(device.route)
         viam = dialect is Dialect.VIAM
+        pushed_to = dialect in PUSHED_TO
         if viam:
             self.configure(device.name)
         self._watched[device.name] = _Watched(device)
@@ -89,8 +112,8 @@ class RunningFleet:
                 name=device.name,
                 board=device.board,
                 state=self.directory / device.name,
-                server=None if viam else self.server_url,
-                token=None if viam else token,
+                server=None if viam or pushed_to else self.server_url,
+                token=None if viam or pushed_to else token,
                 device_type=device.type_name,
                 dialect=dialect,
                 speed=self.speed,
@@ -100,9 +123,23 @@ class RunningFleet:
                 firmware_version=version,
                 mac=device.mac,
                 viam_config=str(self._viam_config(device.name)) if viam else None,
+                push=self._next_place() if dialect is Dialect.AMEBA_PUSH else None,
                 seed=len(self._specs),
             )
         )
+
+    def push_port(self, name: str) -> int:
+        """Return the TCP port at which a board that is pushed to listens, on loopback."""
+        settings = next(spec.push for spec in self._specs if spec.name == name)
+        if settings is None:
+            raise PeerError(f"{name} is not pushed to")
+        return settings.port
+
+    def _next_place(self) -> PushSettings:
+        """Return a loopback address of its own: gateways know boards by their addresses."""
+        taken = sum(spec.push is not None for spec in self._specs)
+        host = f"127.0.0.{FIRST_PUSHED_TO + taken}"
+        return PushSettings(host=host, port=free_port(host))
 
     def configure(self, name: str, *services: Mapping[str, object]) -> None:
         """Set the services in a micro-RDK's machine configuration, as an operator does in Viam's app."""

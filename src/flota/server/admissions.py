@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 PENDING_MAX: Final = 10_000
 """Devices of one tenant that wait to be accepted; beyond them strangers are turned away until someone decides."""
 
+RECOUNT_AFTER: Final = 500
+"""Registrations after which those that wait are counted again, which means to look at every device of the tenant. Near
+the limit they are counted each time; in between, what others register in other ways may exceed it by as many."""
+
 FULL_RETRY_AFTER_S: Final = 3600
 
 
@@ -41,6 +45,8 @@ class Admissions:
 
     def __init__(self, storage: Storage, *, now: Callable[[], datetime]) -> None:
         self._now = now
+        self._waiting: dict[int, tuple[int, int]] = {}
+        """By tenant: how many wait at most, and how many of them were registered since they were counted."""
         self._gathered = Gathered(storage.write_at_once, self._register)
 
     async def admit(self, scope: Scope, name: str, type_name: str) -> Device:
@@ -59,7 +65,7 @@ class Admissions:
     async def _register(
         self, transaction: Transaction, scope: Scope, strangers: Sequence[_Stranger]
     ) -> Mapping[_Stranger, Device | FlotaError]:
-        waiting = await transaction.count_devices(scope, DeviceFilter(state=DeviceState.PENDING))
+        waiting = before = await self._count_waiting(transaction, scope, len(strangers))
         results: dict[_Stranger, Device | FlotaError] = {}
         for type_name, actor in dict.fromkeys((one.type_name, one.actor) for one in strangers):
             group = [one for one in strangers if (one.type_name, one.actor) == (type_name, actor)]
@@ -77,7 +83,16 @@ class Admissions:
             known = await transaction.known_devices(own, [one.name for one in group])
             full = TooManyRequests("too many devices wait to be accepted", retry_after_s=FULL_RETRY_AFTER_S)
             results |= {one: known[one.name].device if one.name in known else full for one in group}
+        counted, since = self._waiting[scope.tenant_id]
+        self._waiting[scope.tenant_id] = (counted + waiting - before, since + waiting - before)
         return results
+
+    async def _count_waiting(self, transaction: Transaction, scope: Scope, coming: int) -> int:
+        waiting, since = self._waiting.get(scope.tenant_id, (0, RECOUNT_AFTER))
+        if since >= RECOUNT_AFTER or waiting + coming > PENDING_MAX:
+            waiting = await transaction.count_devices(scope, DeviceFilter(state=DeviceState.PENDING))
+            self._waiting[scope.tenant_id] = (waiting, 0)
+        return waiting
 
     async def _state_of(self, transaction: Transaction, scope: Scope, type_name: str) -> DeviceState | FlotaError:
         """Return the state in which a type's strangers begin, or why there are none."""

@@ -159,9 +159,7 @@ async def device_by_token(context: ServerContext, scope: Scope, name: str, token
     return await device_if_shown(context, scope, await context.known_devices.get(scope, name), token)
 
 
-async def device_if_shown(
-    context: ServerContext, scope: Scope, known: KnownDevice | None, token: str
-) -> Device | None:
+async def device_if_shown(context: ServerContext, scope: Scope, known: KnownDevice | None, token: str) -> Device | None:
     """Return the device if the token is its own, as `device_by_token` does; `known` is what was just read of it."""
     stored = DeviceCredentials(None) if known is None else known.credentials
     shown = token_shown(stored, digest_of_secret(token), now=context.now())

@@ -18,6 +18,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from flota.errors import TooManyRequests
+from flota.fleet.scope import Scope
 from flota.fleet.storage import DeviceSighting
 from flota.protocols.http_range import none_match
 from flota.server.device_rates import DeviceRates
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from flota.fleet.changes import Changes
     from flota.fleet.devices import Device
-    from flota.fleet.scope import Scope
     from flota.server.sightings import SightingsWriter
 
 ROUTE: Final = "ddi"
@@ -88,7 +88,7 @@ class ReadyAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Who asks, by what was found out about the same request before: the device's id, its scope, where it asks from.
+    """Who asks, by what was found out about the same request before: the device's id, a scope of its tenant, its address.
 
     `condition` is the If-None-Match header of this request.
     """
@@ -152,6 +152,8 @@ class PollAnswers:
         self._known: dict[str, _Known] = {}
         self._paths: dict[int, dict[int, str]] = {}
         """By tenant: the path under which each device's answer is kept."""
+        self._scopes: dict[int, Scope] = {}
+        """By tenant: one for all its devices, each of which would else keep 120 bytes for its own."""
         self._sequence = 0
         self._floor = 0
         self._changed: dict[int, int] = {}
@@ -221,7 +223,7 @@ class PollAnswers:
         known = self._known[path] = _Known()
         known.fingerprint = _read_request(request)[0]
         known.device_id = device.id
-        known.scope = scope
+        known.scope = self._scopes.setdefault(scope.tenant_id, Scope(scope.tenant_id, ROUTE))
         known.rate_key = rate_key(request)
         known.address = address
         known.admitted_until = admitted_until

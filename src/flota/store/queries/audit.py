@@ -59,7 +59,7 @@ class AuditQueries(Queries):
         end = await self._row(
             sa.select(tenants.c.audit_sequence, tenants.c.audit_digest)
             .where(tenants.c.id == tenant_id)
-            .with_for_update()
+            .with_for_update(key_share=True)  # rows of others that refer to the tenant need not wait for it
         )
         if end is None:
             raise NotFound("no such tenant")

@@ -148,8 +148,10 @@ class EspHttpsOtaAgent:
         slots = context.slots
         slot = slots.next_slot()
         writer: SlotWriter | None = None
+        noted = 0
         if progress is not None and progress.written and progress.slot == slot:
             writer = await slots.resume(slot, 0, progress.written)
+            noted = progress.written
             context.tell(EventKind.RESUMED, f"goes on at {progress.written}", at=progress.written)
         try:
             if writer is None:
@@ -159,7 +161,7 @@ class EspHttpsOtaAgent:
                 context.tell(EventKind.OFFER, f"{size} bytes offered for {slot}", size=fetch.size)
                 writer = await slots.begin(slot, fetch.size or 0)
                 await writer.write(head)
-            await self._write_all(context, fetch, pieces, writer)
+            await self._write_all(context, fetch, pieces, writer, noted)
             await writer.finish()
         except BaseException:
             if writer is not None:
@@ -184,10 +186,10 @@ class EspHttpsOtaAgent:
         raise BadImage("the file is too short for an app image", expected=f"{FIRST_READ_BYTES} bytes", found=len(head))
 
     async def _write_all(
-        self, context: AppContext, fetch: _Fetch, pieces: AsyncIterator[bytes], writer: SlotWriter
+        self, context: AppContext, fetch: _Fetch, pieces: AsyncIterator[bytes], writer: SlotWriter, noted: int
     ) -> None:
-        """Write the rest of the file; what is durable is noted for resumption every 32 KiB."""
-        saved = self._save_progress(context, fetch, writer, 0)
+        """Write the rest of the file; what is durable is noted for resumption every 32 KiB, from `noted` bytes on."""
+        saved = self._save_progress(context, fetch, writer, noted)
         async for data in pieces:
             await writer.write(data)
             saved = self._save_progress(context, fetch, writer, saved)

@@ -25,6 +25,7 @@ from flota.server.poll_answers import POLL_MARK, ROUTE, Admitted, ReadyAnswer, r
 from flota.server.updates import (
     Assignment,
     current_assignments,
+    device_scope,
     installed_executions,
     notice_address,
     open_assignment,
@@ -126,7 +127,9 @@ class Polls:
         await notice_address(context, identity.scope, device, identity.address)
         sight(context, identity.scope, device, route=ROUTE, address=identity.address)
         to_do = await self._without_expired(identity.scope, found.to_do)
-        ready = self._ready(request, DdiAddresses(context.public_base(scope), tenant, name), to_do, found.admitted_until)
+        ready = self._ready(
+            request, DdiAddresses(context.public_base(scope), tenant, name), to_do, found.admitted_until
+        )
         context.poll_answers.remember(scope, identity.scope, device, ready, address=identity.address)
         return ready.messages(", ".join(request.headers.getlist("if-none-match")).encode("latin-1"))
 
@@ -138,7 +141,8 @@ class Polls:
             found = await self._find(admitted.scope, _Asked(name, None))
             if found.to_do is None or found.to_do.device.id != admitted.device_id:
                 return None
-            to_do = await self._without_expired(admitted.scope, found.to_do)
+            own = device_scope(admitted.scope, found.to_do.device)
+            to_do = await self._without_expired(own, found.to_do)
             addresses = DdiAddresses(context.public_base(scope), tenant, name)
             ready = self._ready(Request(scope), addresses, to_do, admitted.until)
         except Exception:  # noqa: BLE001 - the ordinary way will meet it again, and tell it
@@ -170,9 +174,7 @@ class Polls:
             is_busy=to_do.assignment is not None,
         )
 
-    async def _read(
-        self, transaction: Transaction, scope: Scope, asked: Sequence[_Asked]
-    ) -> Mapping[_Asked, _Found]:
+    async def _read(self, transaction: Transaction, scope: Scope, asked: Sequence[_Asked]) -> Mapping[_Asked, _Found]:
         now = self._context.now()
         digests = {one.gateway_sha256 for one in asked if one.gateway_sha256 is not None}
         gateways = {digest: await transaction.gateway_token_by_digest(scope, digest) for digest in digests}
