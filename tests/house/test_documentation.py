@@ -1,8 +1,8 @@
 """The documentation holds together: links lead somewhere, shown commands exist, and nothing private is named."""
 
+import contextlib
+import io
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,11 @@ def test_every_local_link_of_a_page_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_every_command_shown_in_the_documentation_exists() -> None:
+def test_every_command_shown_in_the_documentation_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     from flota.cli.app import COMMANDS
+
+    for name, value in {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
 
     blocks = [block for page in PAGES for block in CODE_BLOCK.findall(page.read_text())]
     shown = {match for block in blocks for match in FLOTA_COMMAND.findall(block)}
@@ -37,10 +40,12 @@ def test_every_command_shown_in_the_documentation_exists() -> None:
 
 
 def _help_of(noun: str) -> str:
-    environment = {"COLUMNS": "200", "PATH": "/usr/bin:/bin", "NO_COLOR": "1", "TERM": "dumb"}
-    command = [sys.executable, "-m", "flota", noun, "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return result.stdout
+    from flota.cli.app import main
+
+    screen = io.StringIO()
+    with contextlib.redirect_stdout(screen), contextlib.suppress(SystemExit):
+        main([noun, "--help"])
+    return screen.getvalue()
 
 
 def test_every_reference_page_named_in_the_source_exists() -> None:

@@ -88,7 +88,7 @@ class ReadyAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Who asks, by what was found out about the same request before: the device's id, a scope of its tenant, its address.
+    """Who asks, as was found out about the same request before: the device's id and address, a scope of its tenant.
 
     `condition` is the If-None-Match header of this request.
     """
