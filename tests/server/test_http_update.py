@@ -389,9 +389,7 @@ async def test_one_identity_with_two_macs_is_refused_and_noticed(fleet: UpdateFl
     assert (await fleet.client.get(url, headers=headers())).status_code == 304
     for _ in range(3):
         assert (await fleet.client.get(url, headers=headers(sta_mac="AA:BB:CC:DD:EE:99"))).status_code == 403
-    assert await fleet.audited("device.identity-conflict") == [
-        {"trait": "mac", "seen": [MAC, "AA:BB:CC:DD:EE:99"]}
-    ]
+    assert await fleet.audited("device.identity-conflict") == [{"trait": "mac", "seen": [MAC, "AA:BB:CC:DD:EE:99"]}]
 
 
 async def test_two_devices_with_one_mac_are_noticed_once(fleet: UpdateFleet) -> None:
