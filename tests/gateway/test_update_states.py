@@ -50,7 +50,7 @@ def test_every_pair_has_a_next_stage_or_a_typed_error(stage: Stage, happening: H
             next_stage(stage, happening)
 
 
-@pytest.mark.parametrize("stage", set(Stage) - {Stage.TOLD})
+@pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.TOLD])
 def test_every_stage_can_reach_the_end(stage: Stage) -> None:
     reached = {stage}
     while more := {following for (start, _), following in TRANSITIONS.items() if start in reached} - reached:
