@@ -102,6 +102,7 @@ class GatewayProcess:
 
 
 @pytest.mark.scenario
+@pytest.mark.xdist_group("boards-on-loopback")
 @pytest.mark.timeout(150)
 async def test_every_device_ends_on_the_release_though_its_gateway_is_killed_20_times(
     tmp_path: Path, server: LocalServer, key: PrivateKey

@@ -20,6 +20,7 @@ RELEASE = pack_ota_file(image_of("2.0.0"))
 
 
 @pytest.mark.scenario
+@pytest.mark.xdist_group("boards-on-loopback")
 @pytest.mark.timeout(120)
 async def test_a_board_of_the_registry_is_updated_and_the_gateway_dies_with_its_server(
     tmp_path: Path, server: LocalServer, key: PrivateKey

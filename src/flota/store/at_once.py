@@ -26,6 +26,7 @@ class AtOnce:
     def __init__(self, engine: sa.Engine, name: str) -> None:
         self._engine = engine
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._closed = False
 
     async def run(self, work: OnConnection[_T], options: Mapping[str, Any] | None = None) -> _T:
         """Return what `work` returns, its transaction committed; an error of it leaves no trace.
@@ -43,7 +44,10 @@ class AtOnce:
             raise
 
     async def close(self) -> None:
-        """Close the connection, after what is under way."""
+        """Close the connection, after what is under way; again is nothing."""
+        if self._closed:
+            return
+        self._closed = True
         await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
         self._thread.shutdown()
 
