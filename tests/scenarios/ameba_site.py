@@ -46,10 +46,13 @@ def announce(context: AppContext, host: str, _port: int) -> AbstractAsyncContext
 
 
 @asynccontextmanager
-async def site(count: int, *, speed: float, version: str = "1.0.0") -> AsyncIterator[list[SiteBoard]]:
-    """Boards `amebad-0` and so on, each with an address of its own, until the end of the context."""
+async def site(count: int, *, net: int, speed: float, version: str = "1.0.0") -> AsyncIterator[list[SiteBoard]]:
+    """Boards, each with a name and an address of its own in 127.0.`net`.0/24, until the end of the context.
+
+    Sites that may run at the same time have different nets: their boards listen on one port.
+    """
     stop = asyncio.Event()
-    boards = [_board(number, speed, version) for number in range(count)]
+    boards = [_board(net, number, speed, version) for number in range(count)]
     lives = [asyncio.create_task(board.device.run(stop)) for board in boards]
     try:
         yield boards
@@ -58,8 +61,8 @@ async def site(count: int, *, speed: float, version: str = "1.0.0") -> AsyncIter
         await asyncio.gather(*lives)
 
 
-def _board(number: int, speed: float, version: str) -> SiteBoard:
-    name, address = f"amebad-{number}", f"127.0.7.{number + 1}"
+def _board(net: int, number: int, speed: float, version: str) -> SiteBoard:
+    name, address = f"amebad-{net}-{number}", f"127.0.{net}.{number + 1}"
     hardware = blank_board(speed=speed)
     hardware.flash_app(image_of(version))
     agent = AmebaPushAgent(PushSettings(host=address, port=PORT), announce=announce)
@@ -71,7 +74,7 @@ def _board(number: int, speed: float, version: str) -> SiteBoard:
             asyncio.get_running_loop().call_later(RESET_AFTER_S, board.device.press_reset)
 
     board.device = VirtualDevice(
-        Identity(name, "amebad", f"02:00:00:00:07:{number:02X}", "amebad"),
+        Identity(name, "amebad", f"02:00:00:00:{net:02X}:{number:02X}", "amebad"),
         hardware,
         NonVolatileStore(),
         agent,

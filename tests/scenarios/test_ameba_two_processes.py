@@ -18,7 +18,7 @@ from flota.images.ameba import pack_ota_file
 from flota.lab.sample_firmware import sample_ameba
 from tests.scenarios.conftest import wait_until
 
-pytestmark = [pytest.mark.scenario, pytest.mark.xdist_group("boards-on-loopback")]
+pytestmark = pytest.mark.scenario
 
 SIZE = 128 * 1024
 GUIDES_LINES = (

@@ -102,13 +102,12 @@ class GatewayProcess:
 
 
 @pytest.mark.scenario
-@pytest.mark.xdist_group("boards-on-loopback")
 @pytest.mark.timeout(150)
 async def test_every_device_ends_on_the_release_though_its_gateway_is_killed_20_times(
     tmp_path: Path, server: LocalServer, key: PrivateKey
 ) -> None:
     rng = random.Random(6)
-    async with site(DEVICES, speed=SPEED) as boards:
+    async with site(DEVICES, net=7, speed=SPEED) as boards:
         with server.client() as client:
             rollout = await asyncio.to_thread(_prepare, client, key, boards, tmp_path, server)
             gateway = GatewayProcess(tmp_path)

@@ -20,12 +20,11 @@ RELEASE = pack_ota_file(image_of("2.0.0"))
 
 
 @pytest.mark.scenario
-@pytest.mark.xdist_group("boards-on-loopback")
 @pytest.mark.timeout(120)
 async def test_a_board_of_the_registry_is_updated_and_the_gateway_dies_with_its_server(
     tmp_path: Path, server: LocalServer, key: PrivateKey
 ) -> None:
-    async with site(1, speed=20) as boards:
+    async with site(1, net=8, speed=20) as boards:
         with server.client() as client:
             rollout = await asyncio.to_thread(_prepare, client, key, boards[0])
             await asyncio.sleep(1)
