@@ -317,3 +317,13 @@ def test_no_trailer_is_found_where_none_can_be(data: bytes) -> None:
 def test_a_version_cut_off_is_a_truncated_image(length: int) -> None:
     with pytest.raises(TruncatedImage, match="version is cut off"):
         ImageVersion.unpack(bytes(length))
+
+
+@pytest.mark.parametrize("text", ["0\x1c,1.0.0", "²,1.0.0", "٣,1.0.0"])
+def test_a_dependency_on_a_number_that_only_looks_like_one_is_refused_or_read(text: str) -> None:
+    """Separators count as white space to some text functions and not to others; digits of other scripts are none."""
+    if text.isascii():
+        assert Dependency.parse(text).image_id == 0
+    else:
+        with pytest.raises(ImageError):
+            Dependency.parse(text)

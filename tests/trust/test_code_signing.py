@@ -7,10 +7,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flota.errors import FlotaError
 from flota.trust.certificates import pack_certificates
 from flota.trust.code_signing import (
     CHAIN_MAX_LEN,
@@ -259,3 +261,14 @@ def test_no_certificate_is_refused() -> None:
 def test_any_bytes_are_certificates_or_our_error(data: bytes) -> None:
     with pytest.raises(BadCertificate):
         parse_chain(data)
+
+
+def test_a_certificate_whose_name_is_no_name_is_refused_and_named_as_unreadable() -> None:
+    """The library reads a subject only when it is asked for, and raises then."""
+    whole = Party("stranger", usage=DIGITAL_SIGNATURE, purposes=CODE).certificate.public_bytes(Encoding.DER)
+    text = b"\x0c\x08stranger"
+    subject = whole.index(text, whole.index(text) + 1)
+    damaged = x509.load_der_x509_certificate(whole[:subject] + b"\x4c" + whole[subject + 1 :])
+    with pytest.raises(FlotaError, match="unreadable name") as caught:
+        check_chain([damaged], trusted=[ROOT.certificate], now=NOW)
+    assert "asn1" not in str(caught.value)

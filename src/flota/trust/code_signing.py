@@ -6,7 +6,7 @@ are believed is still the device's own choice. Source: docs/reference/code-signi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final, TypeVar
@@ -187,7 +187,7 @@ def check_chain(
     for below, above in pairwise(chain):
         if not _is_issued_by(below, above):
             raise BrokenChain(
-                "a certificate is not signed by the one after it", expected=_name(below.issuer), found=_named(above)
+                "a certificate is not signed by the one after it", expected=_issuer_of(below), found=_named(above)
             )
     path = (*chain, *_anchor_above(chain[-1], trusted))
     _check_length(len(path))
@@ -340,13 +340,18 @@ def _extension(extensions: x509.Extensions, kind: type[_T]) -> _T | None:
 
 
 def _named(certificate: x509.Certificate) -> str:
-    return _name(certificate.subject)
+    return _name(lambda: certificate.subject)
 
 
-def _name(name: x509.Name) -> str:
+def _issuer_of(certificate: x509.Certificate) -> str:
+    return _name(lambda: certificate.issuer)
+
+
+def _name(read: Callable[[], x509.Name]) -> str:
+    """Return the name that `read` gives; the library parses it only now, and it may not be one."""
     try:
-        return ascii(name.rfc4514_string()[:128])
-    except ValueError:  # an attribute that has no text form
+        return ascii(read().rfc4514_string()[:128])
+    except ValueError:  # no name, or an attribute that has no text form
         return "an unreadable name"
 
 

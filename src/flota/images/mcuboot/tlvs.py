@@ -153,7 +153,8 @@ class Dependency:
     def parse(cls, text: str) -> Dependency:
         """Return what `IMAGE,VERSION` says, e.g. `0,1.2.3+0`. Raises `ImageError`."""
         number, comma, version = text.strip().removeprefix("(").removesuffix(")").partition(",")
-        if not comma or not number.strip().isdecimal() or len(number) > 8:
+        number = number.strip()
+        if not comma or not (number.isascii() and number.isdecimal()) or len(number) > 8:
             raise ImageError("not a dependency", expected="IMAGE,VERSION, such as 0,1.2.3+4", found=ascii(text[:48]))
         return cls(int(number), ImageVersion.parse(version.strip()))
 
