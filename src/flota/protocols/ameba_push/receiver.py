@@ -119,7 +119,7 @@ def _line(text: str) -> SerialLine:
     return SerialLine(f"[beginOTA] {text}")
 
 
-_HEADER_FAILED: Final = (_line("[ERROR] Get OTA header failed"), ReceiverFailed("the headers are none of an OTA file"))
+_HEADER_FAILED: Final = _line("[ERROR] Get OTA header failed")
 
 
 class PushReceiver:
@@ -181,7 +181,7 @@ class PushReceiver:
             yield SerialLine("[download_new_fw_from_server] Read socket failed")
             yield _line("[ERROR] Download new firmware failed")
         else:
-            yield from (event for event in _HEADER_FAILED if isinstance(event, SerialLine))
+            yield _HEADER_FAILED
         yield ReceiverFailed("nothing came for 3 s")
 
     def _take(self, taken: bytes) -> Iterator[ReceiverEvent]:
@@ -235,7 +235,8 @@ class PushReceiver:
 
     def _fail_header(self) -> Iterator[ReceiverEvent]:
         self._state = _State.DONE
-        yield from _HEADER_FAILED
+        yield _HEADER_FAILED
+        yield ReceiverFailed("the headers are none of an OTA file")
 
     def _take_body(self) -> Iterator[ReceiverEvent]:
         """Take at most one read's worth: skip to the image, keep its signature in RAM, write the rest."""

@@ -74,9 +74,8 @@ class MqttSession:
 
     def qos_for(self, topic: str, *, parent_too: bool = True) -> int | None:
         """Return the highest QoS of a subscription that covers `topic`, None without one."""
-        exact = self.subscriptions.get(topic)
         found = [qos for text, qos in self.subscriptions.items() if matches(text, topic, parent_too=parent_too)]
-        return max(found, default=exact)
+        return max(found, default=None)
 
 
 class _Phase(enum.Enum):
