@@ -54,9 +54,9 @@ class Rival:
         """CPU seconds of all its processes and threads so far."""
         return sum(_cpu_s(pid) for pid in self.pids)
 
-    def resident_mib(self) -> float:
-        """Resident memory of all its processes."""
-        return sum(resident_mib(pid) for pid in self.pids)
+    def resident_mb(self) -> float:
+        """Resident memory of all its processes, MB (10^6 bytes)."""
+        return sum(resident_mb(pid) for pid in self.pids)
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,11 @@ def h2load(rival: Rival, way: str, *, requests: int, connections: int, headers: 
     return Load(float(rate[1]), float(rate[2]) * unit, cpu_s / (int(total[1]) / 1e9))
 
 
-def resident_mib(pid: int) -> float:
-    """Resident memory of one process, MiB."""
+def resident_mb(pid: int) -> float:
+    """Resident memory of one process, MB (10^6 bytes)."""
     match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert match is not None
-    return int(match[1]) / 1024
+    return int(match[1]) * 1024 / 1e6
 
 
 def _cpu_s(pid: int) -> float:

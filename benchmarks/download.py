@@ -78,7 +78,7 @@ def stalled(flota: Rival, way: str) -> None:
     """Open readers that take a header and nothing more; print what they cost and that others are served."""
     parts = urlsplit(flota.urls[way])
     target = f"{parts.path}?{parts.query}"
-    before = flota.resident_mib()
+    before = flota.resident_mb()
     readers = []
     for _ in range(STALLED_READERS):
         reader = socket.socket()
@@ -88,9 +88,9 @@ def stalled(flota: Rival, way: str) -> None:
         reader.recv(64)
         readers.append(reader)
     time.sleep(1)
-    cost = flota.resident_mib() - before
+    cost = flota.resident_mb() - before
     load = h2load(flota, "h1", requests=50, connections=1, headers=(RANGE,))
-    print(f"{STALLED_READERS} stalled readers, {way}: {cost:.0f} MiB more; others: {load.requests_per_s:.0f} req/s")
+    print(f"{STALLED_READERS} stalled readers, {way}: {cost:.0f} MB more; others: {load.requests_per_s:.0f} req/s")
     for reader in readers:
         reader.close()
 

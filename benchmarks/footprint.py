@@ -18,10 +18,10 @@ import subprocess
 import tempfile
 import time
 
-from benchmarks._side_by_side import resident_mib
+from benchmarks._side_by_side import resident_mb
 
 HELP_GOAL_S = 0.3
-IDLE_GOAL_MIB = 120
+IDLE_GOAL_MB = 120
 SETTLE_S = 5.0
 
 
@@ -41,8 +41,8 @@ def main() -> None:
         f"< {HELP_GOAL_S} s",
         help_s < HELP_GOAL_S,
     )
-    idle = idle_mib()
-    report("flota up, idle", f"{idle:.0f} MiB resident", f"<= {IDLE_GOAL_MIB} MiB", idle <= IDLE_GOAL_MIB)
+    idle = idle_mb()
+    report("flota up, idle", f"{idle:.0f} MB resident", f"<= {IDLE_GOAL_MB} MB", idle <= IDLE_GOAL_MB)
 
 
 def cpu_s(command: list[str]) -> float:
@@ -53,7 +53,7 @@ def cpu_s(command: list[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def idle_mib() -> float:
+def idle_mb() -> float:
     """Start a server in an empty data directory and return its resident memory once it is quiet."""
     with tempfile.TemporaryDirectory(prefix="flota-bench-") as directory:
         command = [
@@ -74,7 +74,7 @@ def idle_mib() -> float:
             assert process.stdout is not None
             json.loads(process.stdout.readline())
             time.sleep(SETTLE_S)
-            return resident_mib(process.pid)
+            return resident_mb(process.pid)
         finally:
             process.terminate()
             process.wait(60)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from benchmarks._poll_load import Figures, Plan, device_name, secret_of
-from benchmarks._side_by_side import Rival, resident_mib
+from benchmarks._side_by_side import Rival, resident_mb
 
 if TYPE_CHECKING:
     from flota.digests import FileDigests
@@ -52,7 +52,7 @@ TLS_GOAL = 1000.0
 MANY_GOAL = 0.8
 UPDATE_GOAL = 1000.0
 REGISTRATION_GOAL = 500.0
-RESIDENT_GOAL_MIB = 250.0
+RESIDENT_GOAL_MB = 250.0
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ def unchanged(devices: int, ceiling: Up, rounds: int, *, everything: bool) -> fl
         report("    p99", f"{p99:.1f} ms", f"< {P99_GOAL_MS:.0f} ms", p99 < P99_GOAL_MS)
         report("    of a constant answer", f"{ratio:.2f}", f">= {CEILING_GOAL}", ratio >= CEILING_GOAL)
         if everything:
-            plan = plan_for(server.https, devices=TLS_DEVICES, polls=TLS_DEVICES, tls_each=True, connections=16)
+            plan = plan_for(server.https, devices=TLS_DEVICES, polls=TLS_DEVICES, tls_each=True)
             run(server, plan)  # links name the scheme: the first poll over TLS has another answer
             tls = run(server, replace(plan, polls=TLS_POLLS))
             report("    each on a fresh TLS 1.3 connection", str(tls), f">= {TLS_GOAL:.0f}/s", tls.per_s >= TLS_GOAL)
             registrations(server)
             updates(server, devices)
-        resident = resident_mib(server.pid)
-        report("resident", f"{resident:.0f} MiB", f"<= {RESIDENT_GOAL_MIB:.0f} MiB", resident <= RESIDENT_GOAL_MIB)
+        resident = resident_mb(server.pid)
+        report("resident", f"{resident:.0f} MB", f"<= {RESIDENT_GOAL_MB:.0f} MB", resident <= RESIDENT_GOAL_MB)
         return rate
 
 

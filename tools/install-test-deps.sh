@@ -14,6 +14,8 @@ need() { # need PROGRAM PACKAGE WHAT_FOR
 
 need curl curl "downloads over HTTP/1.0, 1.1, h2 and h2c"
 need swupdate swupdate "a real hawkBit client"
+need mosquitto mosquitto "the broker that everybody knows"
+need mosquitto_pub mosquitto-clients "its clients"
 
 left=""
 python=.venv/bin/python

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Build the sample firmware: one small ELF a version (and, for AmebaD, a core). Usage: build.sh [OUTPUT-DIRECTORY]
+# Build the sample firmware: one small ELF a version (for AmebaD: and a core; for Nuvoton: and a board). Usage: build.sh [OUTPUT-DIRECTORY]
 # Needs gcc-riscv64-unknown-elf and gcc-arm-none-eabi (Debian, Ubuntu). The same source and compilers give the same bytes.
 set -eu
 
@@ -48,4 +48,27 @@ build_ameba km0 cortex-m23 0 healthy ameba-km0 # one for all versions, as the Ar
 build_ameba km4 cortex-m33 1.0.0 healthy ameba-km4-1.0.0
 build_ameba km4 cortex-m33 2.0.0 healthy ameba-km4-2.0.0
 build_ameba km4 cortex-m33 3.0.0 crash ameba-km4-3.0.0
+
+build_nuvoton() { # BOARD CPU VERSION BEHAVIOUR [DEFINE]
+    constant=$(printf %s "$4" | tr 'a-z-' 'A-Z_')
+    # the M487's image begins at address 0, which the compiler would take for a null pointer
+    "${arm}gcc" -mcpu="$2" -mthumb -mfloat-abi=soft -Os -std=c11 -ffreestanding -nostdlib -static \
+        -fno-delete-null-pointer-checks -Wall -Wextra -Werror -fno-common -ffunction-sections -fdata-sections \
+        -fno-ident -I "$here/src" -DSAMPLE_BOARD="\"$1\"" ${5:+"$5"} \
+        -DSAMPLE_VERSION="\"$3\"" -DSAMPLE_BEHAVIOUR="$constant" -DSAMPLE_BEHAVIOUR_NAME="\"$4\"" \
+        -Wl,-T,"$1.ld" -Wl,--gc-sections -Wl,--build-id=none -Wl,-n -Wl,--no-warn-rwx-segments -Wl,--fatal-warnings \
+        board.c ../src/crc32.c app.c -lgcc -o "$out/$1-$3.elf"
+    "${arm}strip" --strip-all "$out/$1-$3.elf"
+    chmod 644 "$out/$1-$3.elf"
+}
+
+cd "$here/nuvoton"
+build_nuvoton_versions() { # BOARD CPU [DEFINE]
+    build_nuvoton "$1" "$2" 1.0.0 healthy "${3-}"
+    build_nuvoton "$1" "$2" 1.0.1 healthy "${3-}"
+    build_nuvoton "$1" "$2" 1.0.2 crash "${3-}"
+    build_nuvoton "$1" "$2" 1.0.3 never-confirm "${3-}"
+}
+build_nuvoton_versions m487 cortex-m4
+build_nuvoton_versions m2354 cortex-m23 -DSAMPLE_NON_SECURE
 { "${prefix}gcc" --version | head -n 1; "${arm}gcc" --version | head -n 1; } >"$out/COMPILER"

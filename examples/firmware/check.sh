@@ -13,6 +13,7 @@ python=${PYTHON:-$here/../../.venv/bin/python}
 if "$python" -c 'import elftools, unicorn' 2>/dev/null; then
     "$python" "$here/emulate.py" "$fresh"
     "$python" "$here/ameba/emulate.py" "$fresh"
+    "$python" "$here/nuvoton/emulate.py" "$fresh"
 else
     echo "not run in the emulator: $python has no unicorn (pip install unicorn pyelftools)"
 fi

@@ -72,6 +72,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "127.0.0.1:0",
         "--https",
         "127.0.0.1:0",
+        "--mqtt",
+        "127.0.0.1:0",
+        "--mqtts",
+        "127.0.0.1:0",
         "--json",
     ]
     with (data / "server.log").open("wb") as log:

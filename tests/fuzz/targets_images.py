@@ -56,6 +56,15 @@ from flota.images.mcuboot import walk_image as walk_mcuboot
 from flota.images.mcuboot.inspection import inspect_mcuboot
 from flota.images.mcuboot.tlvs import walk_area
 from flota.images.memory_map import MemoryBlock, MemoryMap
+from flota.images.nuvoton import inspection as nuvoton_inspection
+from flota.images.nuvoton.aprom import looks_like_program, pack_app, parse_program
+from flota.images.nuvoton.descriptor import (
+    Descriptor,
+    Trailer,
+    parse_descriptor,
+    parse_trailer,
+)
+from flota.images.nuvoton.version import AppVersion, version_in_name
 from flota.images.other_files import recognise
 from flota.images.sbom import parse_sbom
 from flota.images.text import cleaned_text
@@ -74,6 +83,7 @@ from tests.images.ameba_samples import image2, km0_image, km4_image
 from tests.images.elf_samples import small_elf
 from tests.images.esp_samples import bootloader_of, merged_image, sample_app
 from tests.images.mcuboot_samples import OPTIONS, RFC_8032_KEY
+from tests.images.nuvoton_samples import program
 
 C3, ESP32 = chip_named("esp32-c3"), chip_named("esp32")
 BOOTLOADER_DESC = pack_bootloader_desc(EspBootloaderDesc(0, 1, "v5.4", "Jan  1 2026 12:00:00"))
@@ -178,11 +188,26 @@ def mcuboot_images() -> tuple[bytes, ...]:
     return (image, fill_slot(image, SlotShape(0x2000), confirmed=True))
 
 
+@cache
+def nuvoton_files() -> tuple[bytes, ...]:
+    whole = program(0x7_0000) + Descriptor(0xFC, 0x2FFF).pack().ljust(0x1_0000, b"\xff")
+    records = (Descriptor(0xFE, 0x2FFF).pack(), Trailer(bytes(71)).pack(), Trailer(bytes(300), room=384).pack())
+    return (program(600), program(4097), program(600, base=0x7_2000), *records, whole)
+
+
 def files_of_every_kind() -> tuple[bytes, ...]:
     csv = MICRO_RDK_8MB_CSV.encode()
     others = (b"UF2\n\x57\x51\x5d\x9e" + bytes(504), b"\x10\xde\xcd\xfc" + bytes(80), b"\xcf\xb6\x88\x07" + bytes(520))
     old = b"\xe9\x01\x02\x40\x04\x00\x10\x40" + b"\x00\x00\x10\x40\x08\x00\x00\x00" + bytes(8) + bytes(8)
-    images = (*apps(), *merged_images(), *nvs_partitions(), *signed_images(), *ameba_files(), *mcuboot_images())
+    images = (
+        *apps(),
+        *merged_images(),
+        *nvs_partitions(),
+        *signed_images(),
+        *ameba_files(),
+        *mcuboot_images(),
+        *nuvoton_files()[:-1],
+    )
     return (
         *images,
         *elf_files(),
@@ -311,6 +336,16 @@ TARGETS: tuple[Target, ...] = (
     target(find_slot_addresses, ameba_boot_images),
     target(ameba_inspection.looks_like_ameba, ameba_files),
     target(ameba_inspection.inspect_ameba, ameba_files, repair=repair_ota_file),
+    target(parse_descriptor, nuvoton_files),
+    target(parse_trailer, nuvoton_files),
+    target(parse_trailer, lambda: nuvoton_files()[3:6], room=384, variant="384"),
+    target(parse_program, nuvoton_files),
+    target(pack_app, nuvoton_files),
+    target(looks_like_program, nuvoton_files),
+    target(nuvoton_inspection.looks_like_nuvoton, nuvoton_files),
+    target(nuvoton_inspection.inspect_nuvoton, nuvoton_files),
+    target(AppVersion.parse, ["1.0.1", "255.255.65535"]),
+    target(version_in_name, ["app_V1.0.1.bin", "x_update_v1.0.1"]),
     target(inspect, files_of_every_kind, read=inspect_and_check),
     target(inspect, lambda: apps() + signed_images(), read=inspect_and_check, repair=repair_esp_image, variant="esp"),
     target(layout_of_file, lambda: [*merged_images(), TABLE], read=layout, repair=repair_table),

@@ -12,16 +12,20 @@ from flota.fleet.rollouts import check_waves, split_waves
 from flota.fleet.selectors import parse_selector
 from flota.protocols import (
     ameba_http,
+    ameba_pull,
     arduino_mdns,
     aws_jobs,
+    aws_ota,
     aws_streams,
     cbor,
     espota,
     http_range,
     http_update,
+    json_text,
     peer_text,
     viam,
 )
+from flota.protocols.ameba_push.anchorota import AnchorotaReceiver
 from flota.protocols.ameba_push.receiver import PushReceiver, parse_file_info
 from flota.protocols.ddi import addresses, attributes, confirmation, deployment, feedback, poll, problem
 from flota.protocols.ddi.reading import MESSAGE_MAX_BYTES
@@ -69,6 +73,7 @@ ESP_HEADERS = "".join(
         )
     )
 )  # fmt: skip
+PULL_HEAD = ameba_http.pack_pull_answer(8224)
 URLS = ("https://host:8443/a/b.bin?x=1", "http://[::1]:80/", "//h", "https://u:p@h/")
 
 
@@ -127,6 +132,26 @@ def push_received(data: bytes) -> object:
     return events
 
 
+def anchorota_received(data: bytes) -> object:
+    """A push of the bare image; memory stays bounded whatever the 12 bytes announce."""
+    receiver = AnchorotaReceiver()
+    events = list(receiver.feed(data[:20])) + list(receiver.feed(data[20:])) + list(receiver.end_of_stream())
+    assert receiver.is_done
+    return events
+
+
+def pull_received(data: bytes) -> object:
+    """An answer over HTTP, cut as a push is."""
+    receiver = ameba_pull.PullReceiver()
+    cuts = sorted({0, len(data), *(byte * 7 % (len(data) + 1) for byte in data[:6])})
+    events = [
+        event for start, end in pairwise(cuts) if not receiver.is_done for event in receiver.feed(data[start:end])
+    ]
+    events += list(receiver.end_of_stream())
+    assert receiver.is_done
+    return events
+
+
 def push_answered(data: bytes) -> object:
     """What a device answers to an invitation and during the transfer."""
     espota.refusal_in(data)
@@ -155,6 +180,10 @@ def jobs_request(data: bytes) -> object:
     for operation in aws_jobs.JobsOperation:
         found = aws_jobs.parse_jobs_request(data, operation)
     return found
+
+
+def ota_document(data: bytes) -> object:
+    return aws_ota.parse_ota_document(json_text.parse_json(data))
 
 
 def selected(data: bytes) -> object:
@@ -187,6 +216,10 @@ READ_SIZE = 64 * 1024
 JSON_FORM, CBOR_FORM = aws_streams.StreamFormat.JSON, aws_streams.StreamFormat.CBOR
 BLOCK_REQUEST = aws_streams.BlockRequest(1, 1024, 0, 4, b"\x0f", 1, "token")
 BLOCK = aws_streams.Block(1, 2, b"payload")
+OTA_DOCUMENT = (
+    '{"afr_ota":{"protocols":["MQTT","HTTP"],"streamname":"AFR_OTA-1","files":[{"filepath":"f","filesize":"0x100",'
+    '"fileid":0,"certfile":"c","fileType":0,"update_data_url":"u","sig-sha256-ecdsa":"MEUCIQDV"}]}}'
+)
 JOBS_UPDATE = (
     '{"status":"IN_PROGRESS","statusDetails":{"a":"b"},"expectedVersion":"1","clientToken":"t",'
     '"stepTimeoutInMinutes":5}'
@@ -248,9 +281,12 @@ TARGETS: tuple[Target, ...] = (
     target(arduino_mdns.mac_in, ["esp32-a1b2c3d4e5f6.local."]),
     target(parse_file_info, [bytes(range(12))]),
     target(PushReceiver.feed, lambda: [bytes(12) + file for file in ameba_files()], read=push_received),
+    target(AnchorotaReceiver.feed, lambda: [bytes(12) + file for file in ameba_files()], read=anchorota_received),
     target(ameba_http.parse_pull_request, [ameba_http.pack_pull_request("host", "ota.bin").removesuffix(b"\r\n\r\n")]),
     target(ameba_http.parse_pull_answer, [ameba_http.pack_pull_answer(8224), b"HTTP/1.1 302 Found\r\n\r\n"]),
-    target(ameba_http.parse_state, [b'{"OTA_state":"OTA_STATE_IDLE"}{"OTA']),
+    target(ameba_http.parse_state_post, [b'{"OTA_state":"OTA_STATE_IDLE","version":"2.0"}{"OTA']),
+    target(ameba_pull.PullReceiver.feed, lambda: [PULL_HEAD + file for file in ameba_files()], read=pull_received),
+    target(ameba_pull.parse_update_order, ["ATWO=10.0.0.1[8082]", "ATSO=10.0.0.1,8082", "wifi_update 10.0.0.1 8082"]),
     target(espota.parse_invitation, [espota.pack_invitation(espota.Invitation(0, 4711, 900, "0f" * 16))]),
     target(espota.parse_answer, ["OK", "AUTH " + "0f" * 16, "1460OK"], read=push_answered),
     target(espota.parse_auth, [espota.pack_auth(espota.AuthAnswer("0f" * 16, "0e" * 16))], nonce="0a" * 16),
@@ -259,6 +295,8 @@ TARGETS: tuple[Target, ...] = (
     target(topics.matches, ["a/+/# a/b/c", "$aws/things/+/jobs/# $aws/things/t/jobs/get"], read=topic_filters),
     target(aws_jobs.parse_jobs_request, [JOBS_UPDATE, "{}"], read=jobs_request),
     target(aws_jobs.parse_jobs_topic, ["$aws/things/pump-1/jobs/$next/get"]),
+    target(json_text.parse_json, [JOBS_UPDATE, '{"a":[1.5,null,true,{"b":"\\u00e9"}]}']),
+    target(aws_ota.parse_ota_document, [OTA_DOCUMENT], read=ota_document),
     target(aws_jobs.parse_answer, ['{"execution":{"jobId":"j"}}']),
     target(aws_streams.parse_describe, ['{"c":"t"}'], form=JSON_FORM),
     target(aws_streams.parse_block_request, [aws_streams.pack_block_request(BLOCK_REQUEST, JSON_FORM)], form=JSON_FORM),

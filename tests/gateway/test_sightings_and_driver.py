@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from flota.errors import InvalidInput
-from flota.gateway.ameba import AmebaDriver, WrongDeviceThere, delivery_of
+from flota.gateway.ameba import AmebaDriver, delivery_of
 from flota.gateway.driver import AdoptedDevice, DeliveryEnd, SightingBasis
+from flota.gateway.seen_at import WrongDeviceThere
 from flota.gateway.sightings import REMEMBERED_MAX, SightingBook
 from flota.protocols.ameba_push import PushRecord, PushStage
 from flota.transports.neighbours import mac_in_table, mac_of_neighbour

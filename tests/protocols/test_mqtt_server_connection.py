@@ -25,7 +25,8 @@ from flota.protocols.mqtt.packets import (
     Unsubscribe,
     pack_packet,
 )
-from flota.protocols.mqtt.server_connection import CONNECT_WITHIN_S, MqttLimits, MqttSession, ServerConnection
+from flota.protocols.mqtt.server_connection import CONNECT_WITHIN_S, MqttLimits, ServerConnection
+from flota.protocols.mqtt.session import MqttSession
 
 
 def sent(connection: ServerConnection) -> list[Packet]:
@@ -56,10 +57,12 @@ def test_connect_comes_first_and_once() -> None:
             received(ServerConnection(), first)
 
 
-def test_nothing_is_taken_before_the_answer_to_connect() -> None:
+def test_packets_behind_connect_wait_for_its_answer() -> None:
     connection = ServerConnection()
-    with pytest.raises(ProtocolViolation):
-        received(connection, Connect("c"), Publish("a", b""))
+    assert received(connection, Connect("c"), Publish("a", b"1")) == [Connect("c")]
+    assert received(connection, Publish("a", b"2")) == []
+    connection.accept(MqttSession("c"), present=False, now=0)
+    assert received(connection) == [Publish("a", b"1"), Publish("a", b"2")]
 
 
 def test_a_refusal_is_told_and_ends_it() -> None:
@@ -137,6 +140,53 @@ def test_messages_of_qos_1_wait_for_their_turn_and_the_queue_is_bounded() -> Non
     assert [p.payload for p in sent(connection) if isinstance(p, Publish)] == [b"\4"]
 
 
+def test_payloads_that_are_kept_are_bounded_in_bytes() -> None:
+    connection = opened(in_flight=100, queued=100, held_max=1000)
+    connection.send_all(b"t", [bytes(300)] * 10, qos=1)
+    assert len([packet for packet in sent(connection) if isinstance(packet, Publish)]) == 3
+    assert connection.session.held_bytes <= 1000
+    assert connection.session.dropped == 7
+    for packet_id in (1, 2, 3, 3):
+        received(connection, Acknowledgement(PacketType.PUBACK, packet_id))
+    assert connection.session.held_bytes == 0
+
+
+def test_many_messages_of_one_topic_go_in_order_with_their_own_ids() -> None:
+    connection = opened()
+    payloads = [bytes([number]) * number for number in (3, 3, 0, 5)]
+    connection.send_all(b"t", payloads, qos=0)
+    assert sent(connection) == [Publish("t", payload) for payload in payloads]
+    connection.send_all(b"t", payloads, qos=1)
+    assert sent(connection) == [Publish("t", p, 1, packet_id=number) for number, p in enumerate(payloads, 1)]
+
+
+def test_a_congested_client_is_sent_nothing_of_qos_1_until_it_reads() -> None:
+    connection = opened()
+    connection.set_congested(congested=True)
+    connection.send_publish(b"t", b"1", qos=1)
+    assert not connection.has_output
+    received(connection, Acknowledgement(PacketType.PUBACK, 1))
+    assert not connection.has_output
+    connection.set_congested(congested=False)
+    assert sent(connection) == [Publish("t", b"1", 1, packet_id=1)]
+
+
+def test_answers_go_at_the_qos_of_the_subscription_as_it_is_now() -> None:
+    connection = opened()
+    assert connection.answer_qos(b"a/b") == 0
+    connection.grant(Subscribe(1, (("a/+", 1),)), [1])
+    assert connection.answer_qos(b"a/b") == 1
+    assert connection.answer_qos(b"a/b") == 1
+    assert connection.answer_qos(b"a") == 0
+    connection.confirm_unsubscribed(Unsubscribe(2, ("a/+",)))
+    assert connection.answer_qos(b"a/b") == 0
+
+
+def test_an_acknowledgement_of_packet_0_is_malformed() -> None:
+    with pytest.raises(MalformedPacket):
+        list(opened().receive(bytes.fromhex("40020000"), now=0))
+
+
 def test_what_was_not_acknowledged_is_sent_again_to_the_next_connection() -> None:
     session = MqttSession("c")
     connection = opened(session)
@@ -158,7 +208,8 @@ def test_packet_ids_go_round_without_using_one_that_is_in_flight() -> None:
 
 
 def test_packets_of_servers_are_a_violation() -> None:
-    for packet in (Connack(0), Suback(1, (0,)), Signal(PacketType.PINGRESP)):
+    unsuback = Acknowledgement(PacketType.UNSUBACK, 1)
+    for packet in (Connack(0), Suback(1, (0,)), Signal(PacketType.PINGRESP), unsuback):
         with pytest.raises(ProtocolViolation):
             received(opened(), packet)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,11 @@ RELEASE = pack_ota_file(image_of("2.0.0"))
 
 @pytest.mark.scenario
 @pytest.mark.timeout(120)
-async def test_a_board_of_the_registry_is_updated_and_the_gateway_dies_with_its_server(
-    tmp_path: Path, server: LocalServer, key: PrivateKey
+@pytest.mark.parametrize(("end", "net"), [(LocalServer.kill, 8), (LocalServer.stop, 10)], ids=["killed", "stopped"])
+async def test_a_board_of_the_registry_is_updated_and_the_gateway_ends_with_its_server(
+    server: LocalServer, key: PrivateKey, end: Callable[[LocalServer], object], net: int
 ) -> None:
-    async with site(1, net=8, speed=20) as boards:
+    async with site(1, net=net, speed=20) as boards:
         with server.client() as client:
             rollout = await asyncio.to_thread(_prepare, client, key, boards[0])
             await asyncio.sleep(1)
@@ -35,11 +37,13 @@ async def test_a_board_of_the_registry_is_updated_and_the_gateway_dies_with_its_
             await _final(client, rollout)
             execution = (await asyncio.to_thread(client.executions, rollout))[0]
         assert execution.state == "SUCCEEDED"
+        assert execution.basis == "inferred", "an announcement does not tell what a board runs"
         assert boards[0].version == "2.0.0"
         assert boards[0].accepted == 1
     gateway = _gateway_of(server.pid)
     assert gateway is not None
-    server.kill()
+    assert not _tcp_listeners(gateway), "it hears mDNS, and nothing else"
+    await asyncio.to_thread(end, server)
     async with asyncio.timeout(20):
         while _is_there(gateway):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
@@ -69,3 +73,22 @@ def _gateway_of(server: int) -> int | None:
             if b"flota.gateway" in Path(f"/proc/{child}/cmdline").read_bytes():
                 return int(child)
     return None
+
+
+def _tcp_listeners(process: int) -> list[str]:
+    """The local addresses at which a process takes TCP connections."""
+    sockets = {_target(link) for link in Path(f"/proc/{process}/fd").iterdir()}
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
+            columns = line.split()
+            if columns[3] == "0A" and f"socket:[{columns[9]}]" in sockets:
+                found.append(columns[1])
+    return found
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""

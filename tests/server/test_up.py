@@ -22,6 +22,7 @@ from tests.server.programs import curl, find_program
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(120)]
 
+ANY_PORTS = ("--http", ":0", "--https", ":0", "--mqtt", ":0", "--mqtts", ":0")
 IMAGE = random.Random(3).randbytes(3 << 20)
 SHA256 = hashlib.sha256(IMAGE).hexdigest()
 
@@ -57,7 +58,7 @@ async def launch(data: Path, *options: str, environment: dict[str, str] | None =
 
 @contextlib.asynccontextmanager
 async def up(
-    data: Path, *options: str, ports: Sequence[str] = ("--http", ":0", "--https", ":0"), **more: Any
+    data: Path, *options: str, ports: Sequence[str] = ANY_PORTS, **more: Any
 ) -> AsyncIterator[Up]:
     process = await launch(data, *ports, *options, **more)
     assert process.stdout is not None
@@ -142,11 +143,12 @@ async def test_a_restart_keeps_token_ports_and_certificate(tmp_path: Path) -> No
     data = tmp_path / "data"
     async with up(data) as first:
         token, certificate = first.token, (data / "ca" / "server.crt").read_bytes()
-        ports = [first.ready[scheme].removeprefix(f"{scheme}://") for scheme in ("http", "https")]
+        schemes = ("http", "https", "mqtt", "mqtts")
+        ports = [flag for one in schemes for flag in (f"--{one}", first.ready[one].removeprefix(f"{one}://"))]
         await first.stop()
-    async with up(data, ports=("--http", ports[0], "--https", ports[1])) as second:
+    async with up(data, ports=ports) as second:
         assert (second.token, (data / "ca" / "server.crt").read_bytes()) == (token, certificate)
-        assert second.ready["http"] == first.ready["http"]
+        assert [second.ready[one] for one in schemes] == [first.ready[one] for one in schemes]
 
 
 async def test_it_serves_with_the_root_key_put_away(tmp_path: Path) -> None:

@@ -73,18 +73,20 @@ async def test_sightings_keep_what_they_do_not_know_better_and_pass_over_the_gon
     assert (seen.running_version, seen.running_hash, seen.running_md5) == ("1.0", "cafe", "d00d")
 
 
-async def test_sightings_of_which_the_same_is_told_are_stored_together_and_the_latest_counts(
+async def test_devices_seen_at_the_same_time_are_stored_together_and_keep_what_else_is_known(
     database: Database,
 ) -> None:
     scope = await a_tenant(database)
     async with database.transaction() as tx:
         await a_type(tx, scope)
         made = [await a_device(tx, scope, f"pump-{number}") for number in range(4)]
-        early = [DeviceSighting(device.id, at(5), "ddi") for device in made]
+        early = DeviceSighting(made[2].id, at(4), "http-update", "10.0.0.2")
         late = DeviceSighting(made[1].id, at(6), "http-update", "10.0.0.1")
-        earlier = DeviceSighting(made[2].id, at(4), "http-update", "10.0.0.2")
-        await tx.record_sightings(scope, [late, *early, earlier])
-        await tx.record_sightings(Scope(scope.tenant_id + 1, "x"), [DeviceSighting(made[0].id, at(9), "ddi")] * 2)
+        await tx.record_sightings(scope, [early])
+        await tx.record_seen(scope, [*(device.id for device in made), 999], "ddi", at=at(5))
+        await tx.record_sightings(scope, [late])
+        await tx.record_seen(Scope(scope.tenant_id + 1, "x"), [made[0].id], "ddi", at=at(9))
+        await tx.record_seen(scope, [], "ddi", at=at(9))
         seen = [await tx.device_by_id(scope, device.id) for device in made]
     told = [(device.last_seen_at, device.last_route, device.address) for device in seen]
     assert told == [

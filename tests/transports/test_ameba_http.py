@@ -15,7 +15,7 @@ from flota.protocols.ameba_http import (
     pack_pull_request,
     parse_pull_answer,
     parse_pull_request,
-    parse_state,
+    parse_state_post,
 )
 from flota.protocols.ameba_push import push_stream_start
 from flota.protocols.malformed import MalformedMessage
@@ -92,7 +92,7 @@ async def test_nonsense_is_answered_or_dropped_and_the_server_lives_on(request_:
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"OTA_state":1}', b"\xff\xfe", b"[" * 5000])
 def test_a_state_that_is_none_is_a_clear_error(body: bytes) -> None:
     with pytest.raises(MalformedMessage):
-        parse_state(body)
+        parse_state_post(body)
 
 
 def test_a_request_with_a_length_that_is_none_is_refused() -> None:

@@ -122,7 +122,7 @@ async def test_what_a_device_says_is_thrown_away() -> None:
     assert record.stage is PushStage.CLOSED
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", ""])
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "", "x" * 70 + ".local"])
 async def test_a_name_that_does_not_resolve_is_told(host: str) -> None:
     record = await push(host or "256.256.256.256", 8082, OTA, limits=SHORT)
     assert record.stage is PushStage.NOT_CONNECTED

@@ -13,7 +13,7 @@ from flota.images.ameba import AmebaFlashMap
 from flota.images.markers import pack_marker
 from flota.virtual.agents.ameba_push import AmebaPushAgent, PushSettings
 from flota.virtual.ameba_board import AmebaHardware
-from flota.virtual.device import Identity, VirtualDevice
+from flota.virtual.device import Agent, Identity, VirtualDevice
 from flota.virtual.events import DeviceEvent, EventKind
 from flota.virtual.flash import NorFlash
 from flota.virtual.nvs import NonVolatileStore
@@ -76,11 +76,16 @@ class LiveBoard:
 
 
 @asynccontextmanager
-async def running(hardware: AmebaHardware, settings: PushSettings | None = None) -> AsyncIterator[LiveBoard]:
-    """A board that lives until the end of the context; its port comes through `ports` at each boot."""
+async def running(
+    hardware: AmebaHardware, settings: PushSettings | None = None, agent: Agent | None = None
+) -> AsyncIterator[LiveBoard]:
+    """A board that lives until the end of the context; its port comes through `ports` at each boot.
+
+    `agent` in place of the one that is pushed to.
+    """
     settings = settings or PushSettings(port=0, receive_limit_s=0.5)
     board = LiveBoard(hardware, None)  # type: ignore[arg-type]
-    agent = AmebaPushAgent(settings, on_listening=lambda _host, port: board.ports.put_nowait(port))
+    agent = agent or AmebaPushAgent(settings, on_listening=lambda _host, port: board.ports.put_nowait(port))
     identity = Identity("amebad-1", hardware.board.name, "02:00:00:00:00:01", hardware.board.name)
     board.device = VirtualDevice(
         identity,

@@ -8,11 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from flota.boards.fit_blynk import BLYNK_BOOTS, blynk_reasons
+from flota.boards.fit_nuvoton import (
+    FORMAT_HINTS,
+    NUVOTON_BOOTS,
+    SIZE_HINTS,
+    nuvoton_limits,
+    nuvoton_reasons,
+    version_of_name,
+)
 from flota.boards.model import Slot, TypeProfile, Unfit, VersionFrom
 from flota.images.esp_idf_version import is_older_release
 from flota.images.esp_partitions import PartitionTable, parse_csv, parse_table
 from flota.images.esp_secure_boot import signature_offset
 from flota.images.model import ImageFormat, Inspection
+from flota.images.nuvoton.inspection import version_inside
 from flota.versions import version_order
 
 TWO_FILE_SLOTS = ("a", "b")
@@ -37,6 +47,10 @@ _WRONG_FORMAT_HINTS: Final[Mapping[ImageFormat, str]] = {
     ImageFormat.AMEBA_CORE_IMAGE: "That is the firmware of one core: join both with `flota image pack ameba`.",
     ImageFormat.AMEBA_BOOT: "That is a boot image, which only a programmer writes: ship km0_km4_image2.bin.",
     ImageFormat.MCUBOOT: "That is an image for the boot loader MCUboot: choose a type whose board uses it.",
+    ImageFormat.NUVOTON_APROM: "That is a program for a NuMaker M487: choose another type.",
+    ImageFormat.NUVOTON_BOOT: "That is a loader, which only a programmer writes: ship the application.",
+    ImageFormat.NUVOTON_DESCRIPTOR: "That was read back from a device's flash: ship the application.",
+    ImageFormat.NUVOTON_TRAILER: "That was read back from a device's flash: ship the application.",
 }
 _ANY_OTHER_FORMAT: Final = "Is it the right file? `flota image inspect FILE` shows what it is."
 
@@ -74,10 +88,13 @@ def slots_of(profile: TypeProfile) -> tuple[Slot, ...]:
     return tuple(Slot(row.label, row.offset, row.size) for row in table.ota_slots)
 
 
-def fit_check(profile: TypeProfile, inspection: Inspection, *, file_size: int, version: str) -> tuple[Unfit, ...]:
+def fit_check(
+    profile: TypeProfile, inspection: Inspection, *, file_size: int, version: str, filename: str = ""
+) -> tuple[Unfit, ...]:
     """Return every reason why the inspected file does not suit the type; empty = it fits.
 
-    `file_size` in bytes is what will be sent; `version` is the release's. Reasons with `blocking=False` are warnings.
+    `file_size` in bytes is what will be sent; `version` is the release's; `filename` counts only where file names carry
+    versions (Nuvoton). Reasons with `blocking=False` are warnings.
     """
     reasons = list(_format(profile, inspection))
     is_right_kind = not reasons
@@ -88,7 +105,12 @@ def fit_check(profile: TypeProfile, inspection: Inspection, *, file_size: int, v
     reasons += _size(profile, _flashed_size(inspection, file_size))
     reasons += _ameba_settings(profile, inspection)
     if is_right_kind:
-        reasons += _version(profile, inspection, version)
+        reasons += nuvoton_reasons(profile.board, inspection, file_size=file_size)
+        reasons += blynk_reasons(profile, inspection, version)
+        if profile.board.boot not in BLYNK_BOOTS:
+            reasons += _version(profile, inspection, version)
+        reasons += version_of_name(profile.board, filename, version)
+        reasons += nuvoton_limits(profile.board)
     reasons += _secure_version(profile, inspection)
     reasons += _boot_loader(profile, inspection)
     reasons += _signature(profile, inspection)
@@ -99,6 +121,7 @@ def _format(profile: TypeProfile, inspection: Inspection) -> Iterator[Unfit]:
     if inspection.format in profile.board.formats:
         return
     note = next((finding for finding in inspection.findings if finding.hint), None)
+    hint = FORMAT_HINTS.get((profile.board.boot, inspection.format))
     what = "a merged image cannot be an update" if inspection.format is ImageFormat.ESP_MERGED else "wrong kind of file"
     yield Unfit(
         "merged-image" if inspection.format is ImageFormat.ESP_MERGED else "wrong-format",
@@ -106,7 +129,7 @@ def _format(profile: TypeProfile, inspection: Inspection) -> Iterator[Unfit]:
         note.offset if note else 0,
         ", ".join(sorted(profile.board.formats)),
         inspection.format.value,
-        note.hint if note else _WRONG_FORMAT_HINTS.get(inspection.format, _ANY_OTHER_FORMAT),
+        hint or (note.hint if note else _WRONG_FORMAT_HINTS.get(inspection.format, _ANY_OTHER_FORMAT)),
     )
 
 
@@ -155,7 +178,10 @@ def _size(profile: TypeProfile, file_size: int) -> Iterator[Unfit]:
             smallest.size,
             f"at most {smallest.size} bytes (slot {smallest.name})",
             f"{file_size} bytes",
-            "Build a smaller image, or give the type the partition table that its devices really have.",
+            SIZE_HINTS.get(
+                profile.board.boot,
+                "Build a smaller image, or give the type the partition table that its devices really have.",
+            ),
         )
 
 
@@ -213,7 +239,8 @@ def _partitions(profile: TypeProfile) -> Iterator[Unfit]:
 
 
 def _version(profile: TypeProfile, inspection: Inspection, version: str) -> Iterator[Unfit]:
-    said = inspection.version
+    # What an MCUboot header of a Nuvoton build says has nothing to do with the application's version.
+    said = version_inside(inspection.markers) if profile.board.boot in NUVOTON_BOOTS else inspection.version
     strict = profile.version_from is VersionFrom.APP_DESC
     if said is None:
         if strict and not inspection.errors:

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Final
 
 from flota.images.model import ImageFormat
+
+BOOT_AB_RECORD: Final = "ab-record"
+"""Two slots, and a boot record in two sectors that take turns (our reference device for AWS's OTA agent)."""
+BOOT_NUVOTON_CLONER: Final = "nuvoton-cloner"
+"""An image staged in SPI flash is copied over the application by the Cloner (NuMaker M487)."""
+BOOT_MCUBOOT_OVERWRITE: Final = "mcuboot-overwrite"
+"""MCUboot copies a staged image over the primary slot and keeps no old one (NuMaker-M2354)."""
+
+BOOT_DUAL_BANK: Final = "dual-bank"
+"""Two banks in the MCU itself, a trial of the new one, and the way back (primary MCU behind a Blynk NCP)."""
+BOOT_NCP_ASSISTED: Final = "ncp-assisted"
+"""One bank, which the boot loader fills from the NCP, however often it takes (primary MCU behind a Blynk NCP)."""
 
 
 class Route(enum.StrEnum):
@@ -16,6 +29,18 @@ class Route(enum.StrEnum):
     DDI = "ddi"
     VIAM = "viam"
     AMEBA_PUSH = "ameba-push"
+    AWS_IOT = "aws-iot"
+    BLYNK_NCP = "blynk-ncp"
+
+
+class CodeSignature(enum.StrEnum):
+    """A signature over the whole file that a device checks itself: the name under which its job document has it.
+
+    Source: docs/reference/aws-iot.md, "Job documents".
+    """
+
+    SHA256_ECDSA = "sig-sha256-ecdsa"
+    SHA256_RSA = "sig-sha256-rsa"
 
 
 class VerifiedBy(enum.StrEnum):
@@ -50,7 +75,7 @@ class Board:
     routes: frozenset[Route]
     verified_by: VerifiedBy
     boot: str
-    """Which boot decision it has: `esp-otadata`, `ameba-signature` or `two-files`."""
+    """Which boot decision it has: `esp-otadata`, `ameba-signature`, `two-files`, or one of the `BOOT_` names."""
     chip: str | None = None
     chip_revision: int | None = None
     """Revision of the virtual device's chip, major x 100 + minor."""
@@ -62,6 +87,8 @@ class Board:
     slots: tuple[Slot, ...] = ()
     """The slots of boards whose flash map is fixed, in boot order; empty where a partition table says it."""
     max_file_size: int = 0
+    code_signatures: tuple[CodeSignature, ...] = ()
+    """What its devices can check a file with; a release needs one of them. None: they check no such signature."""
     rolls_back: bool = True
     """Whether its usual firmware is built to confirm itself or be rolled back (otadata boards)."""
     aliases: tuple[str, ...] = ()
@@ -89,6 +116,8 @@ class TypeProfile:
     minimum_secure_version: int = 0
     secure_boot_keys: frozenset[str] = frozenset()
     """Key digests (hex) in the efuses of the type's devices; empty = they take unsigned images."""
+    firmware_type: str | None = None
+    """The `fw-type` that a firmware tag has to have, None = any (boards behind a Blynk NCP)."""
     bootloader_idf_version: str | None = None
     """The ESP-IDF version of the boot loader that the type's devices have, None = not known."""
 

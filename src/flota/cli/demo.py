@@ -43,11 +43,13 @@ def demo(
         flota demo --keep --data ./demo-data
     """
     from flota.cli.demo_screen import live_screen
+    from flota.cli.with_parent import leave_on_signals
     from flota.lab.demo import Demo
 
     if directory is not None and directory.exists() and any(directory.iterdir()):
         warn(f"error: {directory} is not empty\n  Name a new directory: the demo starts from nothing.")
         raise typer.Exit(EXIT_WRONG_USE)
+    leave_on_signals()
     root = directory or Path(tempfile.mkdtemp(prefix="flota-demo-"))
     with contextlib.ExitStack() as stack:
         if directory is None:

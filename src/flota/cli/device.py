@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from flota.cli.connection import AsJson, CaCert, Server, Token, connect, parse_lifetime, read_text_file
+from flota.cli.device_certificate import app as certificate_app
+from flota.cli.device_certificate import check_options, describe
+from flota.cli.device_claim import claims, templates
 from flota.cli.output import echo, echo_json, print_table
-from flota.errors import NotFound
+from flota.cli.thing_files import (
+    ClientId,
+    CodeCertificate,
+    Csr,
+    Days,
+    Endpoint,
+    KeyType,
+    Output,
+    RootCa,
+    ThingOptions,
+    as_plain,
+    credentials_directory,
+    credentials_of,
+    endpoint_of,
+    give_credentials,
+    key_and_request,
+    write_credentials,
+)
+from flota.errors import NotFound, WrongUse
 
 if TYPE_CHECKING:
     from flota.client.management import ManagementClient
     from flota.client.schemas import Device
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Devices: add, import, accept, list.")
+
+app.add_typer(certificate_app, name="certificate")
+app.add_typer(claims, name="claim")
+app.add_typer(templates, name="template")
 
 IMPORT_MAX_BYTES = 16 * 1024 * 1024
 
@@ -35,6 +61,20 @@ def add(
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="For selectors; repeat it.")
     ] = None,
     device_token: DeviceToken = None,
+    certificate: Annotated[
+        bool,
+        typer.Option(
+            "--certificate", help="A client certificate instead of a token (AWS IoT).", rich_help_panel="Certificate"
+        ),
+    ] = False,
+    csr: Csr = None,
+    key_type: KeyType = "p256",
+    days: Days = None,
+    output: Output = None,
+    endpoint: Endpoint = None,
+    root_ca: RootCa = None,
+    client_id: ClientId = None,
+    code_certificate: CodeCertificate = None,
     as_json: AsJson = False,
     server: Server = None,
     token: Token = None,
@@ -43,8 +83,23 @@ def add(
     """Register a device. Its token is printed this once: nobody can read it again.
 
     flota device add pump-17 --type pump --label site=berlin
+
+    With --certificate it is a thing that connects over MQTT: what goes into its aws_credentials.c and aws_config.h is
+    printed, or written to a directory with the same in PEM. The private key is made on this machine and stays here.
+
+    flota device add meter-3 --type aws-reference --certificate -o meter-3/
+
+    flota device add meter-4 --type aws-reference --certificate --csr meter-4.csr -o meter-4/
     """
     labels = _labels(label or [])
+    options = ThingOptions(csr, key_type, output, endpoint, root_ca, client_id, code_certificate)
+    if not certificate and (options != ThingOptions() or days is not None):
+        raise WrongUse("options for a certificate, but none is asked for", hint="Give --certificate too.")
+    if certificate:
+        if device_token is not None:
+            raise WrongUse("a thing with a certificate has no token", hint="Leave out --device-token.")
+        _add_thing(name, type_name, options, days, mac, labels, as_json, server, token, cacert)
+        return
     with connect(server, token, cacert) as client:
         made = client.add_device(name, type_name, mac=mac, labels=labels, token=device_token)
     if as_json:
@@ -137,10 +192,19 @@ def show(
     with connect(server, token, cacert) as client:
         found = client.device(name)
         executions = client.device_executions(name)
+        certificates = client.device_certificates(name)
     if as_json:
-        echo_json({**found.as_dict(), "executions": [one.as_dict() for one in executions]})
+        plain = {
+            "executions": [one.as_dict() for one in executions],
+            "certificates": [one.as_dict() for one in certificates],
+        }
+        echo_json({**found.as_dict(), **plain})
         return
     _show(found)
+    now = datetime.now(UTC)
+    for certificate in certificates:
+        state = f"{certificate.state_in_words(now=now)}, until {certificate.not_after.date()}"
+        echo(f"{'certificate':<15} {certificate.fingerprint} {state}")
     for one in executions:
         reason = one.details.get("message") or one.details.get("reason") or ""
         echo(f"{'update':<15} execution {one.id}, rollout {one.rollout}: {one.state} {reason}".rstrip())
@@ -243,6 +307,37 @@ def label_device(
         echo_json(changed.as_dict())
     else:
         echo(f"{changed.name}  " + (" ".join(f"{key}={value}" for key, value in changed.labels.items()) or "no labels"))
+
+
+def _add_thing(
+    name: str,
+    type_name: str,
+    options: ThingOptions,
+    days: int | None,
+    mac: str | None,
+    labels: dict[str, str],
+    as_json: bool,
+    server: str | None,
+    token: str | None,
+    cacert: str | None,
+) -> None:
+    check_options(options)
+    keys = key_and_request(options, name)
+    with connect(server, token, cacert) as client:
+        where = endpoint_of(client, options)
+        with credentials_directory(options.output, keys):
+            made = client.add_thing(name, type_name, keys.csr, days=days, mac=mac, labels=labels)
+        credentials = credentials_of(
+            client, options, keys, made.certificate, where, name=name, type_name=made.device.type
+        )
+    if as_json:
+        if options.output is not None:
+            write_credentials(credentials, options.output)
+        echo_json({**made.as_dict(), "credentials": as_plain(credentials)})
+        return
+    echo(f"device     {made.device.name}, type {made.device.type}, {made.device.state}")
+    echo(describe(made.certificate))
+    give_credentials(credentials, options.output)
 
 
 def _accepted(client: ManagementClient, name: str) -> Device:

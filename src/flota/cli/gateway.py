@@ -48,6 +48,10 @@ def run(
         float | None, typer.Option("--evidence-s", min=0.1, help="How long to wait for a sign of life. [180]")
     ] = None,
     cache_mib: Annotated[float | None, typer.Option("--cache-mib", min=1, help="Largest cache, MiB. [256]")] = None,
+    check_ins: Annotated[
+        str | None,
+        typer.Option("--check-ins", metavar="H:P", help="Take state posts and versions of boards there. [nowhere]"),
+    ] = None,
     metrics: Annotated[str | None, typer.Option("--metrics", metavar="H:P", help="Serve Prometheus there.")] = None,
     with_parent: Annotated[
         bool, typer.Option("--with-parent", hidden=True, help="Stop when standard input ends: the parent is gone.")
@@ -58,7 +62,8 @@ def run(
     """Ask the server for devices that cannot ask themselves, verify what it offers, and push it.
 
     A device is NAME=HOST[:PORT], or NAME=mac=AA:BB:CC:DD:EE:FF for one that is found by its announcements; more after
-    commas: mac, port, profile (arduino, guide, anchorota), board (amebad, amebad-4mb), type, hardware_revision.
+    commas: mac, port, profile (arduino, guide, anchorota), board (amebad, amebad-4mb, or an ESP board with
+    ArduinoOTA), driver (ameba, espota; default by board), password_file, type, hardware_revision.
     Only devices named here or in the file are ever pushed to.
 
     Examples:
@@ -67,7 +72,7 @@ def run(
 
         flota gateway run --config /etc/flota/gateway.toml
     """
-    from flota.gateway.configuration import device_of_flag, read_trust_files, server_url
+    from flota.gateway.configuration import device_of_flag, listen_address, read_trust_files, server_url
     from flota.gateway.starting import Start, become_gateway, settings_of
 
     if config is None and not device:
@@ -76,6 +81,9 @@ def run(
         check_option("--server", server_url, server)
     for one in device or []:
         check_option("--device", device_of_flag, one)
+    for option, place in (("--check-ins", check_ins), ("--metrics", metrics)):
+        if place is not None:
+            check_option(option, listen_address, place)
     told: dict[str, object] = {
         "server": server,
         "token": token,
@@ -88,6 +96,7 @@ def run(
         "poll_s": poll_s,
         "evidence_s": evidence_s,
         "cache_mib": cache_mib,
+        "check_ins": check_ins,
         "metrics": metrics,
     }
     start = Start(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flota.cli.image_ameba import pack_ameba
+from flota.cli.image_blynk import blynk_tag
 from flota.cli.image_convert import convert
 from flota.cli.image_files import parse_size as _size
 from flota.cli.image_files import read_file as _read
@@ -16,6 +17,7 @@ from flota.cli.image_files import write_file as _write
 from flota.cli.image_layout import layout
 from flota.cli.image_mcuboot import pack_mcuboot, verify
 from flota.cli.image_merge import merge
+from flota.cli.image_nuvoton import pack_m487
 from flota.cli.image_nvs import app as nvs
 from flota.cli.image_serve import serve
 from flota.cli.output import EXIT_FAILED, EXIT_WRONG_USE, echo, echo_json, print_table, warn
@@ -29,6 +31,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Look into, p
 pack = typer.Typer(no_args_is_help=True, help="Pack firmware into an image that devices take.")
 app.add_typer(pack, name="pack")
 app.add_typer(nvs, name="nvs")
+app.command("blynk-tag")(blynk_tag)
 app.command()(convert)
 app.command()(merge)
 app.command()(layout)
@@ -36,6 +39,7 @@ app.command()(serve)
 app.command()(verify)
 pack.command("mcuboot")(pack_mcuboot)
 pack.command("ameba")(pack_ameba)
+pack.command("m487")(pack_m487)
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="The file.", metavar="FILE")]
 Output = Annotated[Path, typer.Option("-o", "--output", dir_okay=False, help="Where the result goes.", metavar="OUT")]
@@ -73,7 +77,7 @@ def inspect(
     data = _read(file)
     name = cleaned_text(file.name, max_chars=NAME_MAX_CHARS)
     found = inspect_bytes(data)
-    reasons = _fit(found, len(data), board, partitions, bootloader) if board else ()
+    reasons = _fit(found, file, len(data), board, partitions, bootloader) if board else ()
     blocked = any(reason.blocking for reason in reasons)
     if as_json:
         plain = {"file": name, **inspection_as_dict(found)}
@@ -238,7 +242,7 @@ def _check_app(path: Path, table: bytes, *, as_json: bool) -> None:
 
 
 def _fit(
-    found: Inspection, size: int, board_name: str, table_file: Path | None, bootloader_file: Path | None
+    found: Inspection, file: Path, size: int, board_name: str, table_file: Path | None, bootloader_file: Path | None
 ) -> tuple[Unfit, ...]:
     from flota.boards.catalogue import board
     from flota.boards.fit import fit_check
@@ -251,7 +255,8 @@ def _fit(
         table = pack_table(parse_csv(table, bootloader_offset=hardware.bootloader_offset))
     idf_version = _bootloader_idf_version(bootloader_file, hardware.chip) if bootloader_file else None
     profile = TypeProfile(hardware, table, bootloader_idf_version=idf_version)
-    return fit_check(profile, found, file_size=size, version=found.version or "")
+    version = found.version or ""
+    return fit_check(profile, found, file_size=size, version=version, filename=file.name if version else "")
 
 
 def _bootloader_idf_version(path: Path, chip: str | None) -> str | None:

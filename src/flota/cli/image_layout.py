@@ -37,6 +37,9 @@ _LETTERS: Final = {
     "nvs": "n",
     "data": "d",
     "padding": "-",
+    "staging": "S",
+    "backup": "K",
+    "secure": "s",
     "free": ".",
 }
 """Region kind -> its letter in the bar; all other kinds (of files that are no flash) are `x`."""
@@ -45,9 +48,7 @@ _LETTERS: Final = {
 def layout(
     file: Annotated[
         Path | None,
-        typer.Argument(
-            exists=True, dir_okay=False, help="A firmware file, or a table as CSV or binary.", metavar="FILE|CSV"
-        ),
+        typer.Argument(help="A firmware file, a table as CSV or binary, or a board's name.", metavar="FILE|CSV|BOARD"),
     ] = None,
     board: Annotated[str, typer.Option(help="The board: its flash, and its default table without FILE.")] = "",
     type_name: Annotated[
@@ -62,18 +63,24 @@ def layout(
     token: Token = None,
     cacert: CaCert = None,
 ) -> None:
-    """Show what lies where: every region, free space, overlaps (red).
+    """Show what lies where: every region, free space, overlaps (red). Boards that stage updates elsewhere: every step.
 
     Exit status 1 when something overlaps, lies beyond the flash, or is wrong with the file.
 
     Example: flota image layout partitions.csv --flash-size 8MB --svg layout.svg
 
     Example: flota image layout --type pump
+
+    Example: flota image layout m487 --svg m487.svg
     """
     from flota.images.flash_layout import layout_as_dict, size_text
     from flota.images.flash_layout_svg import layout_svg
     from flota.images.text import cleaned_text
 
+    if file is not None and not file.exists() and not board and not type_name and _is_board(str(file)):
+        file, board = None, str(file)
+    if file is not None and not file.is_file():
+        raise typer.BadParameter(f"there is no file {str(file)!r}", param_hint="FILE|CSV|BOARD")
     if file is None and not board and not type_name:
         warn("name a FILE, a --type to see its flash, or a --board to see its default table")
         raise typer.Exit(EXIT_WRONG_USE)
@@ -81,8 +88,11 @@ def layout(
         raise WrongUse("a type names its board itself", hint="Give --board or --type, not both.")
     size = parse_size(flash_size) if flash_size else None
     its_type = find_type(type_name, server, token, cacert) if type_name else None
-    found = _layout(file, its_type or (_HardwareOf(_board(board)) if board else None), size, parse_size(table_offset))
+    hardware = its_type or (_HardwareOf(_board(board)) if board else None)
     title = cleaned_text(file.name if file else type_name or board, max_chars=64)
+    if hardware is not None and _pictures(hardware.board, file, title, svg, as_json=as_json):
+        return
+    found = _layout(file, hardware, size, parse_size(table_offset))
     if found.size is not None:
         title = f"{title}: {size_text(found.size)}"
     if svg:
@@ -95,14 +105,38 @@ def layout(
         raise typer.Exit(EXIT_FAILED)
 
 
+def _pictures(hardware: Board, file: Path | None, title: str, svg: Path | None, *, as_json: bool) -> bool:
+    """Show the steps of an update on a board that has several memories; False for other boards.
+
+    Leaves with status 1 when the file does not fit.
+    """
+    from flota.cli.image_pictures import pictures_of, show_pictures
+    from flota.images.memory_pictures import pictures_as_dict
+    from flota.images.memory_pictures_svg import pictures_svg
+
+    pictures = pictures_of(hardware, file.stat().st_size if file else None)
+    if not pictures:
+        return False
+    if file:
+        title = f"{title} on {hardware.name}"
+    if svg:
+        write_file(svg, pictures_svg(pictures, title=title).encode("utf-8"))
+    if as_json:
+        echo_json({"board": hardware.name, **pictures_as_dict(pictures)})
+    else:
+        show_pictures(title, pictures, colour=sys.stdout.isatty())
+    if any(memory.layout.findings for picture in pictures for memory in picture.memories):
+        raise typer.Exit(EXIT_FAILED)
+    return True
+
+
 def show_layout(title: str, found: FlashLayout, *, colour: bool = False) -> None:
     """Print bar, table, overlaps and findings."""
-    columns = min(max(shutil.get_terminal_size().columns - 4, BAR_MIN_COLUMNS), BAR_MAX_COLUMNS)
     echo(title)
     echo()
-    echo(f"  [{layout_bar(found, columns, colour=colour)}]")
+    echo(f"  [{layout_bar(found, bar_columns(), colour=colour)}]")
     echo()
-    for line in _table(found, colour=colour):
+    for line in table_lines(found, colour=colour):
         echo(line)
     echo()
     free = sum(region.size for region in found.free)
@@ -110,10 +144,15 @@ def show_layout(title: str, found: FlashLayout, *, colour: bool = False) -> None
     echo(f"end {found.claimed_end:#x}, {flash}, free {free:#x} ({free} bytes)")
     for overlap in found.overlaps:
         text = f"overlap: {overlap.first} and {overlap.second} both claim {overlap.start:#x} to {overlap.end:#x}"
-        echo(_red(text) if colour else text)
+        echo(in_red(text) if colour else text)
     for finding in found.findings:
         text = finding_line(finding)
-        echo(_red(text) if colour and finding.level == "error" else text)
+        echo(in_red(text) if colour and finding.level == "error" else text)
+
+
+def bar_columns() -> int:
+    """Return how many letters a bar has on this terminal."""
+    return min(max(shutil.get_terminal_size().columns - 4, BAR_MIN_COLUMNS), BAR_MAX_COLUMNS)
 
 
 def finding_line(finding: Finding) -> str:
@@ -133,14 +172,15 @@ def layout_bar(found: FlashLayout, columns: int, *, colour: bool = False) -> str
         start = found.extent * column // columns
         end = max(found.extent * (column + 1) // columns, start + 1)
         if any(one.start < end and start < one.end for one in overlaps):
-            letters.append(_red(OVERLAP_LETTER) if colour else OVERLAP_LETTER)
+            letters.append(in_red(OVERLAP_LETTER) if colour else OVERLAP_LETTER)
             continue
         best = max(rows, key=lambda row: min(row.end, end) - max(row.start, start), default=None)
         letters.append(" " if best is None else _letter(best))
     return "".join(letters)
 
 
-def _table(found: FlashLayout, *, colour: bool) -> list[str]:
+def table_lines(found: FlashLayout, *, colour: bool) -> list[str]:
+    """Return the table of regions and free space, its head first."""
     from flota.images.flash_layout import size_text
 
     heads = ("", "REGION", "START", "END", "SIZE", "", "USED")
@@ -160,7 +200,7 @@ def _table(found: FlashLayout, *, colour: bool) -> list[str]:
     lines = ["  ".join(text.ljust(width) for text, width in zip(heads, widths, strict=False)).rstrip()]
     for region, row in zip(found.rows, rows, strict=True):
         line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        lines.append(_red(line) if colour and found.clashes(region) else line)
+        lines.append(in_red(line) if colour and found.clashes(region) else line)
     return lines
 
 
@@ -168,7 +208,8 @@ def _letter(region: FlashRegion) -> str:
     return _LETTERS.get(region.kind, "x")
 
 
-def _red(text: str) -> str:
+def in_red(text: str) -> str:
+    """Return `text` as a terminal shows it in red."""
     return f"{RED}{text}{PLAIN}"
 
 
@@ -243,6 +284,16 @@ def _layout_of_hardware(
         # A product may have more flash than is usual on its board: then nobody knows how much.
         flash_size = hardware.flash_size if end <= hardware.flash_size else None
     return layout_of_table(table, chip=chip, table_offset=table_offset, flash_size=flash_size)
+
+
+def _is_board(name: str) -> bool:
+    from flota.boards.catalogue import board
+
+    try:
+        board(name)
+    except NotFound:
+        return False
+    return True
 
 
 def _board(name: str) -> Board:

@@ -50,7 +50,12 @@ def run(
     token: Annotated[str | None, typer.Option("--token", envvar="FLOTA_DEVICE_TOKEN", help="Its own token.")] = None,
     type_: Annotated[str | None, typer.Option("--type", help="Its device type; default: the board's name.")] = None,
     dialect: Annotated[
-        str | None, typer.Option("--dialect", help="http-update, esp-https-ota, ddi, viam, espota; default by board.")
+        str | None,
+        typer.Option(
+            "--dialect",
+            help="http-update, esp-https-ota, ddi, viam, espota; amebad: ameba-push, anchorota, http-update-ota, "
+            "ota-http, update-ota-local. Default by board.",
+        ),
     ] = None,
     tenant: Annotated[str, typer.Option("--tenant", help="Tenant in DDI addresses.")] = "DEFAULT",
     speed: Annotated[
@@ -75,7 +80,11 @@ def run(
     ] = None,
     build: Annotated[
         str | None,
-        typer.Option("--boot-build", help="plain (esp32), rollback (others) or anti-rollback; kept in the directory."),
+        typer.Option(
+            "--boot-build",
+            help="plain (esp32; m487: the vendor's loader and Cloner), rollback (others) or anti-rollback; kept in the "
+            "directory.",
+        ),
     ] = None,
     fetch: Annotated[str, typer.Option("--fetch", help="esp-https-ota: plain, resume or partial.")] = "resume",
     mac: Annotated[str | None, typer.Option("--mac", help="Its MAC; default: made from the name.")] = None,
@@ -91,7 +100,9 @@ def run(
     listen: Annotated[
         str | None,
         typer.Option(
-            "--listen", metavar="H:P", help="Where it takes a push; default: loopback, 8082 (amebad), 3232 (espota)."
+            "--listen",
+            metavar="H:P",
+            help="Where it takes a push or trigger; default: loopback, 8082 (amebad), 5000 (ota-http), 3232 (espota).",
         ),
     ] = None,
     announce: Annotated[
@@ -99,6 +110,36 @@ def run(
     ] = True,
     password: Annotated[
         str | None, typer.Option("--password", envvar="FLOTA_OTA_PASSWORD", help="espota: what a sender has to know.")
+    ] = None,
+    quirk: Annotated[
+        list[str] | None,
+        typer.Option("--quirk", help="amebad: force-ota1 (the pin), legacy-target (old cores), old-log; repeatable."),
+    ] = None,
+    tells_version: Annotated[
+        bool, typer.Option("--tells-version", help="amebad: add its version to announcements and state posts.")
+    ] = False,
+    mqtt: Annotated[
+        str | None, typer.Option("--mqtt", metavar="H:P", help="aws-iot: the MQTT server; default: the credentials'.")
+    ] = None,
+    credentials: Annotated[
+        Path | None,
+        typer.Option(
+            "--credentials", metavar="DIR", help="aws-iot: certificate and key, of `flota device add --certificate`."
+        ),
+    ] = None,
+    code_certificate: Annotated[
+        Path | None,
+        typer.Option("--code-certificate", metavar="FILE", help="aws-iot: what it checks files with (PEM)."),
+    ] = None,
+    data_path: Annotated[str, typer.Option("--data-path", help="aws-iot: mqtt or http, where a job offers both.")] = (
+        "mqtt"
+    ),
+    block_size: Annotated[
+        int, typer.Option("--block-size", metavar="BYTES", help="aws-iot: 256 to 131072, a power of two.")
+    ] = 4096,
+    boot_key: Annotated[
+        Path | None,
+        typer.Option("--boot-key", metavar="FILE", help="m2354: public key that its boot loader is built with (PEM)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
@@ -110,8 +151,18 @@ def run(
         flota lab run esp32 --name rover-1 --state ./rover-1 --viam-config rover-1.json --speed 20
 
         flota lab run amebad --name lamp-1 --state ./lamp-1 --listen 127.0.0.1:8082
+
+        flota lab run m487 --name pump-1 --state ./pump-1 --credentials ./pump-1-credentials --boot-build plain
+
+        flota lab run aws-reference --name meter-1 --state ./meter-1 --credentials ./meter-1-credentials --speed 20
+
+        echo 'ATWO=127.0.0.1[8082]' | flota lab run amebad --dialect update-ota-local --state ./lamp-2
     """
+    import asyncio
+
+    from flota.lab.ameba_agents import AmebaQuirk
     from flota.lab.fleet import DeviceSpec, Dialect
+    from flota.virtual.agents.ameba_pull import ORDERS_WAITING_MAX
     from flota.virtual.agents.esp_https_ota import FetchMode
     from flota.virtual.boot.esp_idf import BootBuild
 
@@ -136,9 +187,15 @@ def run(
         mac=_checked_mac(mac),
         hardware_revision=hardware_revision,
         viam_config=viam_config,
-        push=None if listen is None or dialect == "espota" else _push_settings(listen),
+        push=None if listen is None or dialect in {"espota", "ota-http"} else _push_settings(listen),
+        trigger=None if listen is None or dialect != "ota-http" else _trigger_address(listen),
+        tells_version=tells_version,
+        quirks=frozenset(_choice(AmebaQuirk, each, "--quirk") for each in quirk or []),
+        orders=asyncio.Queue(ORDERS_WAITING_MAX) if dialect == "update-ota-local" else None,
         espota=_espota_settings(listen, password) if dialect == "espota" else None,
         announce=announce,
+        aws=_aws_options(mqtt, credentials, code_certificate, data_path, block_size),
+        boot_keys=_boot_keys(board, boot_key, state),
     )
     _run(spec, as_json=as_json)
 
@@ -155,21 +212,34 @@ def flash(
     partitions: Annotated[
         Path | None, typer.Option("--partitions", metavar="CSV", help="Write this table too.")
     ] = None,
+    boot_key: Annotated[
+        Path | None,
+        typer.Option("--boot-key", metavar="FILE", help="m2354: public key that its boot loader is built with (PEM)."),
+    ] = None,
+    build: Annotated[
+        str | None,
+        typer.Option("--boot-build", help="m487: plain (the vendor's loader and Cloner) or rollback."),
+    ] = None,
 ) -> None:
     """Write a file to a device that is not running, as a programmer would over its cable.
 
-    An app image goes to the first app slot, a merged image to 0x0, a partition table to its place. Like a programmer it
-    writes what it is given, and warns when the board could not start it.
+    An app image goes to the first app slot, a merged image to 0x0, a partition table to its place. On an m487 a loader
+    goes to LDROM, a Cloner to 0x72000, and an app to 0x0, with boot programs around it if there are none; APROM is
+    erased from the address on to its end, as the vendor's tool does. Like a programmer it writes what it is given, and
+    warns when the board could not start it.
 
     Examples:
         flota lab flash esp32-c3 app.bin --state ./pump-1 --partitions partitions.csv
 
         flota lab flash esp32-c3 factory.bin --state ./pump-1 --at 0x10000 --erase
+
+        flota lab flash m487 app_V1.0.0.bin --state ./pump-2
     """
     from flota.boards.catalogue import board as board_named
     from flota.images.inspection import inspect
     from flota.lab.programmer import flash_file
     from flota.lab.state_directory import StateDirectory
+    from flota.virtual.boot.esp_idf import BootBuild
 
     directory = StateDirectory(state)
     data = _read(file)
@@ -180,7 +250,7 @@ def flash(
     for finding in inspection.errors:
         warn(f"warning: {finding.text}")
     with directory:
-        record = directory.introduce(board)
+        record = directory.introduce(board, build=None if build is None else _choice(BootBuild, build, "--boot-build"))
         where = flash_file(
             directory,
             record,
@@ -188,6 +258,7 @@ def flash(
             address=None if at is None else _address(at),
             erase=erase,
             table=_read_partitions(board, partitions),
+            boot_keys=_boot_keys(board, boot_key, state),
         )
     echo(where)
 
@@ -241,6 +312,7 @@ def _run(spec: DeviceSpec, *, as_json: bool) -> None:
     import asyncio
     import json
 
+    from flota.cli.lab_console import type_lines
     from flota.lab.fleet import open_device
 
     said = ""
@@ -254,6 +326,8 @@ def _run(spec: DeviceSpec, *, as_json: bool) -> None:
 
     async def live() -> None:
         device = open_device(spec, tell)
+        if spec.orders is not None:
+            type_lines(spec.orders, sys.stdin.fileno())
         try:
             await _until_told_to_stop(device)
         finally:
@@ -293,6 +367,42 @@ def _push_settings(text: str) -> Any:
     return PushSettings(host=host) if port is None else PushSettings(host=host, port=port)
 
 
+def _trigger_address(text: str) -> tuple[str, int]:
+    from flota.cli.push import parse_target
+    from flota.protocols.ameba_http import TRIGGER_PORT
+
+    host, port = parse_target(text)
+    return host, TRIGGER_PORT if port is None else port
+
+
+def _aws_options(
+    mqtt: str | None, credentials: Path | None, code_certificate: Path | None, data_path: str, block_size: int
+) -> Any:
+    """Return how the device reaches its MQTT server, None if it has none."""
+    from flota.cli.push import parse_target
+    from flota.errors import InvalidInput
+    from flota.lab.aws_agents import MQTT_PORT, AwsOptions, ThingDirectory
+    from flota.protocols.aws_ota import DataProtocol
+    from flota.protocols.aws_streams import BLOCK_SIZE_MAX, BLOCK_SIZE_MIN
+    from flota.virtual.agents.aws_ota.ports import AgentBuild
+
+    if mqtt is None and credentials is None:
+        if code_certificate is not None:
+            raise InvalidInput("--code-certificate is for devices that have an MQTT server", hint="Add --mqtt H:P.")
+        return None
+    if not BLOCK_SIZE_MIN <= block_size <= BLOCK_SIZE_MAX or block_size & (block_size - 1):
+        message = f"{block_size} is no power of two from {BLOCK_SIZE_MIN} to {BLOCK_SIZE_MAX}"
+        raise typer.BadParameter(message, param_hint="--block-size")
+    host, port = (None, None) if mqtt is None else parse_target(mqtt)
+    return AwsOptions(
+        host=host,
+        port=MQTT_PORT if mqtt is not None and port is None and credentials is None else port,
+        credentials=None if credentials is None else ThingDirectory.read(credentials),
+        code_certificate=None if code_certificate is None else _read(code_certificate),
+        build=AgentBuild(block_size=block_size, primary=_choice(DataProtocol, data_path.upper(), "--data-path")),
+    )
+
+
 def _espota_settings(listen: str | None, password: str | None) -> Any:
     from flota.cli.push import parse_target
     from flota.virtual.agents.espota import EspotaSettings
@@ -326,6 +436,23 @@ def _read(path: Path) -> bytes:
         raise InvalidInput(f"cannot read {path}", found=error.strerror) from error
 
 
+def _boot_keys(board: str, path: Path | None, state: Path) -> Any:
+    """Return the keys for a boot loader: the one given, else the board's own for its sample firmware."""
+    from flota.boards.catalogue import board as board_named
+    from flota.boards.model import BOOT_MCUBOOT_OVERWRITE
+    from flota.errors import InvalidInput
+    from flota.lab.nuvoton_programmer import OWN_BOOT_KEY_FILE, own_boot_key
+    from flota.trust.image_keys import ImagePublicKey
+
+    if board_named(board).boot != BOOT_MCUBOOT_OVERWRITE:
+        if path is not None:
+            raise InvalidInput(f"{board} has no boot loader with keys", hint="Leave out --boot-key.")
+        return ()
+    if path is not None:
+        return (ImagePublicKey.from_pem(_read(path)),)
+    return (own_boot_key(state).public,) if (state / OWN_BOOT_KEY_FILE).exists() else ()
+
+
 def _read_trust(path: Path | None) -> Any:
     from flota.trust.trust_file import parse_trust_file
 
@@ -344,8 +471,16 @@ def _read_partitions(board: str, path: Path | None) -> PartitionTable | None:
 
 def _factory_firmware(board: str, path: Path | None, state: Path) -> bytes | None:
     from flota.boards.catalogue import board as board_named
-    from flota.boards.model import Route
-    from flota.lab.sample_firmware import sample_ameba, sample_app, sample_linux_file
+    from flota.boards.model import BOOT_AB_RECORD, BOOT_MCUBOOT_OVERWRITE, BOOT_NUVOTON_CLONER, Route
+    from flota.lab.nuvoton_programmer import own_boot_key
+    from flota.lab.sample_firmware import (
+        sample_ameba,
+        sample_app,
+        sample_linux_file,
+        sample_m487,
+        sample_m2354,
+        sample_versioned_file,
+    )
 
     if path is not None:
         return _read(path)
@@ -356,6 +491,12 @@ def _factory_firmware(board: str, path: Path | None, state: Path) -> bytes | Non
         warn("a blank device: our sample firmware 1.0.0 is put into it")
     if Route.AMEBA_PUSH in declared.routes:
         return sample_ameba("1.0.0")
+    if declared.boot == BOOT_AB_RECORD:
+        return sample_versioned_file("1.0.0")
+    if declared.boot == BOOT_NUVOTON_CLONER:
+        return sample_m487("1.0.0")
+    if declared.boot == BOOT_MCUBOOT_OVERWRITE:
+        return sample_m2354("1.0.0", own_boot_key(state).signer)
     return sample_linux_file("1.0.0") if declared.chip is None else sample_app("1.0.0", chip=declared.chip)
 
 

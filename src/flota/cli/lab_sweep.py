@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    board: Annotated[str, typer.Argument(help="esp32, esp32-c3, another ESP board of `flota lab boards`, or amebad.")],
+    board: Annotated[
+        str, typer.Argument(help="esp32, esp32-c3, another ESP board of `flota lab boards`, amebad, or aws-reference.")
+    ],
     rollback: Annotated[
         str | None,
         typer.Option("--rollback", metavar="off|on|anti", help="Boot loader's build; default: off, then on."),
@@ -23,7 +25,9 @@ def sweep(
     agent: Annotated[
         str | None,
         typer.Option(
-            "--agent", metavar="NAME", help="micro-rdk (usual on esp32), esp-https-ota (other ESP boards), ameba-push."
+            "--agent",
+            metavar="NAME",
+            help="micro-rdk (usual on esp32), esp-https-ota (other ESP boards), ameba-push, aws-ota.",
         ),
     ] = None,
     scenario: Annotated[
@@ -51,6 +55,8 @@ def sweep(
 
     Examples:
         flota lab sweep esp32
+
+        flota lab sweep aws-reference --depth 2
 
         flota lab sweep esp32-c3 --rollback on --image-size full --depth 2 --samples 5000
     """
@@ -107,17 +113,25 @@ def replay(
 def _subjects(
     board: str, rollback: str | None, agent: str | None, scenario: str | None, image_size: str
 ) -> list[SweepSubject]:
+    from flota.boards.catalogue import board as board_named
     from flota.errors import InvalidInput
     from flota.lab.ameba_sweep_device import ameba_geometry_for
+    from flota.lab.aws_sweep_device import aws_geometry_for
     from flota.lab.cut_scenarios import SCENARIOS, scenario_named
     from flota.lab.esp_sweep_device import USUAL_AGENTS, SweepAgent, geometry_for
-    from flota.lab.reproducer import SweepSubject, build_of, is_ameba
+    from flota.lab.nuvoton_agents import is_nuvoton
+    from flota.lab.nuvoton_sweep_device import nuvoton_geometry_for
+    from flota.lab.reproducer import SweepSubject, agents_of, build_of, is_ameba
     from flota.virtual.boot.esp_idf import BootBuild
 
     size = _size(image_size)
     ameba = is_ameba(board)
-    name = (ameba_geometry_for(board, size) if ameba else geometry_for(board, size)).board.name
-    usual = SweepAgent.AMEBA_PUSH if ameba else USUAL_AGENTS.get(name, SweepAgent.ESP_HTTPS_OTA)
+    agents = agents_of(board)
+    aws = SweepAgent.AWS_OTA in agents
+    nuvoton = is_nuvoton(board_named(board))
+    geometry = ameba_geometry_for if ameba else aws_geometry_for if aws else geometry_for
+    name = (nuvoton_geometry_for if nuvoton else geometry)(board, size).board.name
+    usual = agents[0] if len(agents) == 1 else USUAL_AGENTS.get(name, SweepAgent.ESP_HTTPS_OTA)
     try:
         chosen = SweepAgent(agent) if agent is not None else usual
     except ValueError:
@@ -125,9 +139,15 @@ def _subjects(
         raise typer.BadParameter(f"{agent!r} is not one of {names}", param_hint="--agent") from None
     if ameba and rollback not in (None, "off"):
         raise InvalidInput(f"the boot loader of {name} never rolls back", hint="Leave out --rollback.")
-    builds = (
-        [build_of(rollback)] if rollback is not None else [BootBuild.PLAIN, BootBuild.ROLLBACK][: 1 if ameba else 2]
-    )
+    if nuvoton:
+        usual_builds = [BootBuild.ROLLBACK if board_named(board).rolls_back else BootBuild.PLAIN]
+    elif aws and rollback not in (None, "on"):
+        raise InvalidInput(f"the boot loader of {name} always rolls back", hint="Leave out --rollback.")
+    else:
+        usual_builds = (
+            [BootBuild.PLAIN] if ameba else [BootBuild.ROLLBACK] if aws else [BootBuild.PLAIN, BootBuild.ROLLBACK]
+        )
+    builds = [build_of(rollback)] if rollback is not None else usual_builds
     scenarios = SCENARIOS if scenario is None else (scenario_named(scenario),)
     subjects = [
         SweepSubject(name, chosen, build, size, one.name)

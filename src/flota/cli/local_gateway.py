@@ -72,12 +72,12 @@ class LocalGateway:
             self._stop.wait(LOOK_EVERY_S)
 
     def _look(self, url: str, cacert: str | None, token_file: str) -> None:
-        from flota.client.management import ManagementClient
-
         trusted = sorted(self.directory.glob(TRUST_PATTERN))
         if not trusted:
             self._end()
             return
+        from flota.client.management import ManagementClient  # httpx: memory that an idle server does not need
+
         token = Path(token_file).read_text("ascii").strip()
         with ManagementClient(url, token, verify=True if cacert is None else Path(cacert)) as client:
             devices = list(self._adopted(client))

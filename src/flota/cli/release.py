@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from flota.cli.code_signers import CodeCertificateOption, CodeKey, CodeSignerOption
 from flota.cli.connection import AsJson, CaCert, Server, Token, check_option, connect
 from flota.cli.output import echo, echo_json, print_table, warn
 from flota.errors import Refused, WrongUse
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Releases: create, sign, publish, withdraw.")
 
+Certfile = Annotated[
+    str | None,
+    typer.Option("--certfile", metavar="NAME", help="What the device calls the certificate that it checks files with."),
+]
+Filepath = Annotated[
+    str | None, typer.Option("--filepath", metavar="PATH", help="Where the device keeps the file; else its name.")
+]
 Reference = Annotated[str, typer.Argument(metavar="RELEASE", help="Its number, or TYPE@VERSION.")]
 
 
@@ -34,6 +42,8 @@ def create(
     sbom: Annotated[
         Path | None, typer.Option("--sbom", metavar="FILE", help="The software in it: CycloneDX or SPDX, as JSON.")
     ] = None,
+    certfile: Certfile = None,
+    filepath: Filepath = None,
     as_json: AsJson = False,
     server: Server = None,
     token: Token = None,
@@ -44,6 +54,8 @@ def create(
     flota release create pump-2.0.bin --type pump --version 2.0
 
     flota release create pump-2.0.bin --type pump --version 2.0 --sbom pump-2.0.cdx.json
+
+    flota release create app_V1.0.1.bin --type aws-reference --version 1.0.1 --certfile Code_Verify_Key
     """
     from flota.cli.uploading import upload
     from flota.client.shipping import describe_sbom, describe_upload, read_sbom_file
@@ -66,6 +78,8 @@ def create(
             filename=file.name,
             sbom_sha256=stored.sha256 if stored else None,
             sbom_filename=sbom.name if sbom else None,
+            certfile=certfile,
+            filepath=filepath,
         )
     for warning in made.warnings:
         warn(f"warning: {warning}")
@@ -75,7 +89,8 @@ def create(
     echo(f"release    {made.id}, {made.type} {made.version}, sequence {made.sequence}, {made.state}")
     if made.sbom is not None:
         echo(describe_sbom(made.sbom))
-    echo(f"next       flota release sign {made.id} --key KEY")
+    code = f" --code-key KEY --file {file}" if made.file_signature_needed else ""
+    echo(f"next       flota release sign {made.id} --key KEY{code}")
 
 
 @app.command("sign")
@@ -97,8 +112,17 @@ def sign(
         typer.Option("--file", metavar="FILE", help="Sign only if the release is of exactly this file."),
     ] = None,
     trust_key: Annotated[
-        bool, typer.Option("--trust-key", help="Let this key's signatures count for the type from now on.")
+        bool, typer.Option("--trust-key", help="Let this key, or certificate, count for the type from now on.")
     ] = False,
+    code_key: CodeKey = None,
+    code_signer: CodeSignerOption = None,
+    code_certificate: CodeCertificateOption = None,
+    signature: Annotated[
+        Path | None,
+        typer.Option(
+            "--signature", metavar="SIG", help="Or hand in a signature over the file that was made elsewhere."
+        ),
+    ] = None,
     as_json: AsJson = False,
     server: Server = None,
     token: Token = None,
@@ -106,24 +130,46 @@ def sign(
 ) -> None:
     """Sign a release's manifest here, and hand the signature in. The key never leaves this machine.
 
+    With --code-key, --code-signer or --signature the whole file is signed too, or instead, for devices that check it
+    with a certificate built into them (AWS IoT's OTA agent).
+
     flota release sign 3 --key release.pem --file pump-2.0.bin
 
     flota release sign pump@2.0 --signer exec:./sign-with-hsm --public-key release.pub
-    """
-    from flota.cli.signers import signer_from_options
-    from flota.client.shipping import digests_of_file, ensure_trusted, sign_release
 
-    who = signer_from_options(
-        key=key,
-        signer=signer,
-        public_key=public_key,
-        password_prompt=password_prompt,
-        password_file=password_file,
+    flota release sign 3 --key release --code-key ecdsasigner --file app_V1.0.1.bin
+    """
+    from flota.cli.code_signers import code_signer_from_options
+    from flota.cli.signers import signer_from_options
+    from flota.client.shipping import digests_of_file, ensure_trusted, sign_file, sign_release
+
+    code = code_signer_from_options(
+        code_key=code_key,
+        code_signer=code_signer,
+        code_certificate=code_certificate,
+        signature=signature,
+        password_prompt=password_prompt and key is None,
+        password_file=password_file if key is None else None,
     )
+    if code is not None and signature is None and file is None:
+        raise WrongUse(
+            "which file is to be signed?",
+            hint="Give --file FILE: what a server says that its file is should not be signed unseen.",
+        )
+    who = None
+    if code is None or key is not None or signer is not None:
+        who = signer_from_options(
+            key=key,
+            signer=signer,
+            public_key=public_key,
+            password_prompt=password_prompt,
+            password_file=password_file,
+        )
     say = warn if as_json else echo
     with connect(server, token, cacert) as client:
         found = client.release(release)
-        ensure_trusted(client, client.device_type(found.type), who, add=trust_key, say=say)
+        if who is not None:
+            ensure_trusted(client, client.device_type(found.type), who, add=trust_key, say=say)
         digests = digests_of_file(file) if file is not None else None
         if digests is not None and digests.sha256 != found.artifact.sha256:
             raise Refused(
@@ -133,7 +179,11 @@ def sign(
                 hint="Is --file the file that was uploaded? If it is, do not sign: the server holds other bytes. "
                 "Look at its audit trail: flota audit list.",
             )
-        signed = sign_release(client, found, who, digests=digests, say=say)
+        signed = found
+        if code is not None:
+            signed = sign_file(client, found, code, digests=digests, trust=trust_key, say=say)
+        if who is not None:
+            signed = sign_release(client, found, who, digests=digests, say=say)
     if as_json:
         echo_json(signed.as_dict())
     elif signed.state == "signed":
@@ -310,6 +360,11 @@ def _show(one: Release, as_json: bool) -> None:
         ]
     rows += [("signed by", f"{signature.key_id} ({signature.algorithm})") for signature in one.signatures]
     rows.append(("signatures", f"{len(one.signatures)} of {one.signatures_needed} needed"))
+    rows += [("code signature", f"{code.name}, certificate {code.certificate_sha256}") for code in one.file_signatures]
+    if one.file_signature_needed and not one.file_signatures:
+        rows.append(("code signature", f"none yet, needed: {' or '.join(one.file_signature_needed)}"))
+    rows += [("certfile", one.certfile)] if one.certfile is not None else []
+    rows += [("filepath", one.filepath)] if one.filepath is not None else []
     rows += [("warning", warning) for warning in one.warnings]
     for name, value in rows:
         echo(f"{name:<16} {value}")

@@ -27,7 +27,7 @@ def serve_ameba(
     ] = None,
     start: Annotated[
         list[str] | None,
-        typer.Option("--start", metavar="HOST", help="Tell this OTA_Http device to fetch; repeatable."),
+        typer.Option("--start", metavar="HOST[:PORT]", help="Tell this OTA_Http device to fetch (port 5000)."),
     ] = None,
     board: Annotated[str, typer.Option(help="The board that the image has to fit: amebad or amebad-4mb.")] = "amebad",
     opaque: Annotated[bool, typer.Option("--opaque", help="The image is encrypted: do not look into it.")] = False,
@@ -53,13 +53,15 @@ def serve_ameba(
     if packed:
         echo(f"{file.name} is packed: {len(payload)} bytes")
     places = {name: parse_target(text) for name, text in (("http", http), ("tcp", tcp)) if text is not None}
-    asyncio.run(_serve(payload, places, start or []))
+    asyncio.run(_serve(payload, places, [(text, *parse_target(text)) for text in start or []]))
 
 
-async def _serve(payload: bytes, places: dict[str, tuple[str, int | None]], devices: list[str]) -> None:
-    from flota.protocols.ameba_http import UI_PORT
+async def _serve(
+    payload: bytes, places: dict[str, tuple[str, int | None]], devices: list[tuple[str, str, int | None]]
+) -> None:
+    from flota.protocols.ameba_http import TRIGGER_PORT, UI_PORT
     from flota.protocols.ameba_push import ARDUINO
-    from flota.transports.ameba_http import PullServer, trigger
+    from flota.transports.ameba_http import PullServer
 
     server = PullServer(payload, tell=lambda device, text: echo(f"{device}: {text}"))
     stop = asyncio.Event()
@@ -74,10 +76,19 @@ async def _serve(payload: bytes, places: dict[str, tuple[str, int | None]], devi
             else:
                 address = await stack.enter_async_context(server.tcp(host, ARDUINO.port if port is None else port))
                 echo(f"Listening on port ({address[1]}) to send {len(payload)} bytes")
-        for device in devices:
-            try:
-                await trigger(device)
-                echo(f"{device}: was told to start")
-            except (OSError, TimeoutError) as error:
-                warn(f"{device}: could not be told to start: {str(error) or 'no answer'}")
+        starting = asyncio.gather(*(_start(name, host, port or TRIGGER_PORT) for name, host, port in devices))
         await stop.wait()
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+
+
+async def _start(name: str, host: str, port: int) -> None:
+    """Tell one device to fetch: it looks once in 10 s."""
+    from flota.transports.ameba_http import trigger
+
+    try:
+        await trigger(host, port=port)
+        echo(f"{name}: was told to start")
+    except (OSError, TimeoutError, UnicodeError) as error:
+        warn(f"{name}: could not be told to start: {str(error) or 'no answer'}")

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from flota.cli.code_signers import CodeCertificateOption, CodeKey, CodeSignerOption
 from flota.cli.connection import AsJson, CaCert, Server, Token, check_option, comma_list, connect
 from flota.cli.output import echo, echo_json, warn
+from flota.cli.release import Certfile, Filepath
 
 app = typer.Typer(add_completion=False)
 
@@ -46,6 +48,11 @@ def ship(
     sbom: Annotated[
         Path | None, typer.Option("--sbom", metavar="FILE", help="The release's SBOM: CycloneDX or SPDX, as JSON.")
     ] = None,
+    code_key: CodeKey = None,
+    code_signer: CodeSignerOption = None,
+    code_certificate: CodeCertificateOption = None,
+    certfile: Certfile = None,
+    filepath: Filepath = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the rollout to its end.")] = True,
     as_json: AsJson = False,
     server: Server = None,
@@ -60,7 +67,10 @@ def ship(
     flota ship pump-2.0.bin --type pump --version 2.0 --to type=pump --key release.pem --waves 2,100%
 
     flota ship app.bin --type esp32-c3 --version 1.4 --to dev-1,dev-2 --key release.pem --trust-key --no-wait
+
+    flota ship app_V1.0.1.bin --type aws-reference --version 1.0.1 --to thing-1 --key release --code-key ecdsasigner
     """
+    from flota.cli.code_signers import code_signer_from_options
     from flota.cli.signers import signer_from_options
     from flota.cli.uploading import upload_progress
     from flota.cli.watching import watch
@@ -78,6 +88,7 @@ def ship(
         password_prompt=password_prompt,
         password_file=password_file,
     )
+    code = code_signer_from_options(code_key=code_key, code_signer=code_signer, code_certificate=code_certificate)
     is_selector = "=" in to or to.strip() == "all"
     shipment = Shipment(
         path=file,
@@ -91,6 +102,9 @@ def ship(
         notes=notes,
         trust_key=trust_key,
         sbom=sbom,
+        certfile=certfile,
+        filepath=filepath,
+        code_signer=code,
     )
     with connect(server, token, cacert) as client:
         after = client.last_audit_sequence()

@@ -194,25 +194,45 @@ def trust(
     threshold: Annotated[
         int | None, typer.Option("--threshold", min=1, help="How many different signers a release needs.")
     ] = None,
+    code_certificate: Annotated[
+        list[str] | None,
+        typer.Option("--code-certificate", metavar="CERT", help="One that the devices check files with; repeat it."),
+    ] = None,
+    allow_expired: Annotated[
+        bool, typer.Option("--allow-expired", help="Even if it has ended: devices in the field still have it.")
+    ] = False,
+    remove_code_certificate: Annotated[
+        str | None,
+        typer.Option("--remove-code-certificate", metavar="SHA256", help="No device of the type has it any more."),
+    ] = None,
     as_json: AsJson = False,
     server: Server = None,
     token: Token = None,
     cacert: CaCert = None,
 ) -> None:
-    """Let a key's signatures count for a type's releases.
+    """Let a key's signatures count for a type's releases, or a certificate's over the files for its devices.
 
     flota type trust pump --key release.pub
 
     flota type trust pump --key second.pub --threshold 2
+
+    flota type trust meter --code-certificate ecdsasigner.crt
     """
+    from flota.cli.code_signers import find_certificate, read_certificate_file
     from flota.cli.signers import read_public_key
 
-    if not key and threshold is None:
-        raise typer.BadParameter("give --key PUB, --threshold N, or both")
+    if not key and threshold is None and not code_certificate and remove_code_certificate is None:
+        raise typer.BadParameter("give --key PUB, --threshold N, --code-certificate CERT, or several of them")
     keys = [read_public_key(one) for one in key or []]
+    certificates = [read_certificate_file(find_certificate(one)) for one in code_certificate or []]
     with connect(server, token, cacert) as client:
-        changed = client.trust(name, keys, threshold=threshold)
-    _show(changed, as_json)
+        changed = client.trust(name, keys, threshold=threshold) if keys or threshold is not None else None
+        if certificates:
+            changed = client.trust_code_certificates(name, certificates, allow_expired=allow_expired)
+        if remove_code_certificate is not None:
+            changed = client.distrust_code_certificate(name, remove_code_certificate)
+    if changed is not None:
+        _show(changed, as_json)
 
 
 @app.command("set")
@@ -280,6 +300,12 @@ def _show(one: DeviceType, as_json: bool) -> None:
     rows += [("asks first", "yes, over DDI")] if one.confirm else []
     rows += [("downloads ahead", "yes")] if one.download_ahead else []
     rows += [("signer", signer.key_id) for signer in one.signers] or [("signer", "none")]
+    rows += [
+        ("code certificate", f"{code.fingerprint}, {code.subject}, {code.name}, until {code.not_after.date()}")
+        for code in one.code_certificates
+    ]
+    if one.code_signatures and not one.code_certificates:
+        rows.append(("code certificate", f"none; releases need {' or '.join(one.code_signatures)}"))
     if one.bootloader_idf_version is not None:
         rows.append(("boot loader", f"ESP-IDF {one.bootloader_idf_version}"))
     rows += [("secure boot key", digest) for digest in one.secure_boot_keys]

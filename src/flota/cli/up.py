@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from flota.cli.output import EXIT_FAILED, EXIT_WRONG_USE, echo, fail, warn
+from flota.cli.structlog_alone import import_structlog_alone
 from flota.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ def up(
     no_http: bool = typer.Option(False, "--no-http", help="No plain listener."),
     https: str | None = typer.Option(None, "--https", metavar="H:P", help="TLS: h2 too. [127.0.0.1:8443]"),
     no_https: bool = typer.Option(False, "--no-https", help="No TLS listener."),
+    mqtt: str | None = typer.Option(None, "--mqtt", metavar="H:P", help="MQTT, plain. [127.0.0.1:1883]"),
+    no_mqtt: bool = typer.Option(False, "--no-mqtt", help="No plain MQTT."),
+    mqtts: str | None = typer.Option(None, "--mqtts", metavar="H:P", help="MQTT over TLS. [127.0.0.1:8883]"),
+    no_mqtts: bool = typer.Option(False, "--no-mqtts", help="No MQTT over TLS."),
     public_url: str | None = typer.Option(None, "--public-url", metavar="URL", help="What devices are given."),
     name: list[str] | None = typer.Option(None, "--name", metavar="HOST|IP", help="Certificate name; repeatable."),
     tls_cert: Path | None = typer.Option(None, "--tls-cert", help="Your own certificate chain (PEM), reloaded live."),
@@ -57,6 +62,7 @@ def up(
         False, "--no-gateway", help="No gateway for boards of the local network (see docs/how-to/gateway.md)."
     ),
     stop_grace_s: float | None = typer.Option(None, "--stop-grace-s", help="Seconds to finish responses in. [30]"),
+    with_parent: bool = typer.Option(False, "--with-parent", hidden=True, help="Stop when standard input ends."),
     as_json: bool = typer.Option(False, "--json", help="One JSON line on stdout when ready."),
     log_json: bool = typer.Option(False, "--log-json", help="Log as JSON lines."),
     log_level: str = typer.Option("info", "--log-level", help="debug, info, warning or error."),
@@ -65,6 +71,8 @@ def up(
     flags: dict[str, object] = {
         "http": "off" if no_http else http,
         "https": "off" if no_https else https,
+        "mqtt": "off" if no_mqtt else mqtt,
+        "mqtts": "off" if no_mqtts else mqtts,
         "public_url": public_url,
         "name": name or None,
         "tls_cert": tls_cert,
@@ -77,6 +85,7 @@ def up(
         "proxy_device_type": proxy_device_type,
         "stop_grace_s": stop_grace_s,
     }
+    import_structlog_alone()
     try:
         settings = _settings(data, config, flags, log_level)
     except InvalidInput as error:
@@ -86,6 +95,10 @@ def up(
     from flota.server.running import run_server
 
     configure_logs(json=log_json, level=log_level)
+    if with_parent:
+        from flota.cli.with_parent import stop_with_parent
+
+        stop_with_parent()
     announce = _announce_json if as_json else _announce
     gateway = None if no_gateway else _local_gateway(settings, log_json=log_json, log_level=log_level)
 
@@ -156,6 +169,10 @@ def _announce(server: RunningServer) -> None:
         echo(f"  http    {server.http}   (HTTP/1.1 and h2c)")
     if server.https is not None:
         echo(f"  https   {server.https}   (TLS 1.2 and above, h2 and HTTP/1.1)")
+    if server.mqtt is not None:
+        echo(f"  mqtt    {server.mqtt}   (MQTT 3.1.1; user = device, password = its token)")
+    if server.mqtts is not None:
+        echo(f"  mqtts   {server.mqtts}   (TLS 1.2 and above, client certificates)")
     if server.public_url is not None:
         echo(f"  devices are given {server.public_url}")
     if server.ca is not None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Final, Self, TypeVar
-from urllib.parse import quote
+from typing import BinaryIO, Final
 
 import httpx
 import msgspec
@@ -17,7 +14,6 @@ from flota.client.problems import error_from_answer
 from flota.client.schemas import (
     AccessToken,
     AccessTokenPage,
-    Answer,
     Artifact,
     AuditEntry,
     AuditPage,
@@ -40,58 +36,19 @@ from flota.client.schemas import (
     ViamLinks,
     WhoAmI,
 )
-from flota.errors import InvalidInput, NotFound, PeerError
+from flota.client.things import ThingCalls
+from flota.client.wire import WireClient, no_server, percent_encoded, segment
+from flota.errors import InvalidInput, PeerError
 
-API_PREFIX: Final = "/api/v1"
-CONNECT_TIMEOUT_S: Final = 10.0
-ANSWER_TIMEOUT_S: Final = 130.0
-"""A server that inspects a large file may take a while; nothing of ours waits longer than 120 s."""
 UPLOAD_CHUNK_BYTES: Final = 256 * 1024
 DEVICE_PAGE_SIZE: Final = 1000
 
 Progress = Callable[[int, int], None]
 """Called with (bytes sent, bytes in all) while a file goes up."""
 
-_A = TypeVar("_A", bound=Answer)
 
-
-class ManagementClient:
-    """One server, one token. Use as a context manager, or call `close()`.
-
-    `base_url` is the server's address without a path, e.g. `http://127.0.0.1:8080`. `verify` is True for the system's
-    certificate authorities, a path to a PEM file of others (`flota up` prints its own), or False for tests only.
-    Every method raises the `FlotaError` that the server answered with, and `PeerError` when there is no server.
-    """
-
-    def __init__(
-        self,
-        base_url: str,
-        token: str,
-        *,
-        verify: bool | str | Path = True,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        self.base_url = base_url.rstrip("/")
-        self._http = httpx.Client(
-            base_url=self.base_url + API_PREFIX,
-            headers={"authorization": f"Bearer {token}"},
-            timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            verify=_tls(verify),
-            transport=transport,
-            trust_env=False,
-        )
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+class ManagementClient(ThingCalls, WireClient):
+    """One server, one token. Use as a context manager, or call `close()`; see `WireClient`."""
 
     def whoami(self) -> WhoAmI:
         """Return whose token this is, and the server's version."""
@@ -123,7 +80,7 @@ class ManagementClient:
         headers = {
             "content-type": "application/octet-stream",
             "content-length": str(size),
-            "x-filename": _percent_encoded(filename, what="a file name", hint="Rename the file."),
+            "x-filename": percent_encoded(filename, what="a file name", hint="Rename the file."),
         }
         return self._ask("POST", "/artifacts", Artifact, content=pieces, headers=headers)
 
@@ -177,17 +134,17 @@ class ManagementClient:
 
     def device_type(self, name: str) -> DeviceType:
         """Return one device type; raises `NotFound`."""
-        return self._ask("GET", f"/types/{_segment(name)}", DeviceType)
+        return self._ask("GET", f"/types/{segment(name)}", DeviceType)
 
     def trust(self, type_name: str, public_keys: Sequence[str], *, threshold: int | None = None) -> DeviceType:
         """Add public keys (PEM) to a type's signers; `threshold` also changes how many a release needs."""
         body = {"public_keys": list(public_keys), "threshold": threshold}
-        return self._ask("POST", f"/types/{_segment(type_name)}/trust", DeviceType, json=body)
+        return self._ask("POST", f"/types/{segment(type_name)}/trust", DeviceType, json=body)
 
     def set_unknown_devices(self, type_name: str, policy: str) -> DeviceType:
         """Set what happens to devices that nobody registered: `accept`, `hold` or `refuse`."""
         return self._ask(
-            "POST", f"/types/{_segment(type_name)}/unknown-devices", DeviceType, json={"unknown_devices": policy}
+            "POST", f"/types/{segment(type_name)}/unknown-devices", DeviceType, json={"unknown_devices": policy}
         )
 
     def set_boot_facts(
@@ -200,7 +157,7 @@ class ManagementClient:
         """Say what a type's devices boot with; what is left out stays, None and an empty list clear a fact."""
         facts = {"bootloader_idf_version": bootloader_idf_version, "secure_boot_keys": secure_boot_keys}
         body = {name: value for name, value in facts.items() if value is not msgspec.UNSET}
-        return self._ask("POST", f"/types/{_segment(type_name)}/boot-facts", DeviceType, json=body)
+        return self._ask("POST", f"/types/{segment(type_name)}/boot-facts", DeviceType, json=body)
 
     def set_update_rules(
         self,
@@ -212,7 +169,7 @@ class ManagementClient:
     ) -> DeviceType:
         """Change how a type's devices take updates; None leaves a rule, `none` as `maintenance` means at any time."""
         body = {"confirm": confirm, "maintenance": maintenance, "download_ahead": download_ahead}
-        return self._ask("POST", f"/types/{_segment(type_name)}/update-rules", DeviceType, json=body)
+        return self._ask("POST", f"/types/{segment(type_name)}/update-rules", DeviceType, json=body)
 
     # releases
 
@@ -227,11 +184,14 @@ class ManagementClient:
         filename: str | None = None,
         sbom_sha256: str | None = None,
         sbom_filename: str | None = None,
+        certfile: str | None = None,
+        filepath: str | None = None,
     ) -> Release:
         """Record a draft for a stored artifact; raises `Refused` with reasons if it does not fit the type's board.
 
         `filename` is what devices are told the file is called; None takes the name of the bytes' first upload.
         `sbom_sha256` is that of an uploaded SBOM (CycloneDX or SPDX as JSON), which goes with the release.
+        `certfile` and `filepath` are what things call the certificate that they check the file with, and the file.
         """
         body = {
             "type": type_name,
@@ -242,6 +202,7 @@ class ManagementClient:
             "filename": filename,
             "sbom": {"artifact": sbom_sha256, "filename": sbom_filename} if sbom_sha256 else None,
         }
+        body |= {key: value for key, value in (("certfile", certfile), ("filepath", filepath)) if value is not None}
         return self._ask("POST", "/releases", Release, json=body)
 
     def list_releases(self, *, type_name: str | None = None, state: str | None = None) -> list[Release]:
@@ -250,33 +211,33 @@ class ManagementClient:
 
     def release(self, reference: int | str) -> Release:
         """Return one release by its number, or by `TYPE@VERSION`; raises `NotFound`."""
-        return self._ask("GET", f"/releases/{_segment(str(reference))}", Release)
+        return self._ask("GET", f"/releases/{segment(str(reference))}", Release)
 
     def manifest(self, reference: int | str) -> bytes:
         """Return the exact bytes that are to be signed (docs/reference/manifest.md)."""
-        return self._send("GET", f"/releases/{_segment(str(reference))}/manifest").content
+        return self._send("GET", f"/releases/{segment(str(reference))}/manifest").content
 
     def set_sbom(self, reference: int | str, sbom_sha256: str, *, filename: str | None = None) -> Release:
         """Give a draft an uploaded SBOM, or another one; raises `Conflict` once the release is signed."""
         body = {"artifact": sbom_sha256, "filename": filename}
-        return self._ask("PUT", f"/releases/{_segment(str(reference))}/sbom", Release, json=body)
+        return self._ask("PUT", f"/releases/{segment(str(reference))}/sbom", Release, json=body)
 
     def sbom(self, reference: int | str) -> bytes:
         """Return a release's SBOM as it was uploaded; raises `NotFound` if it has none."""
-        return self._send("GET", f"/releases/{_segment(str(reference))}/sbom").content
+        return self._send("GET", f"/releases/{segment(str(reference))}/sbom").content
 
     def add_signature(self, reference: int | str, key_id: str, algorithm: str, signature: str) -> Release:
         """Hand in a signature (base64) over the manifest; the server checks it against the type's signers."""
         body = {"key_id": key_id, "algorithm": algorithm, "signature": signature}
-        return self._ask("POST", f"/releases/{_segment(str(reference))}/signatures", Release, json=body)
+        return self._ask("POST", f"/releases/{segment(str(reference))}/signatures", Release, json=body)
 
     def publish(self, reference: int | str) -> Release:
         """Publish a release that has its signatures."""
-        return self._ask("POST", f"/releases/{_segment(str(reference))}/publish", Release, json={})
+        return self._ask("POST", f"/releases/{segment(str(reference))}/publish", Release, json={})
 
     def withdraw(self, reference: int | str, *, reason: str = "") -> Release:
         """Withdraw a release: nobody is offered it any more."""
-        return self._ask("POST", f"/releases/{_segment(str(reference))}/withdraw", Release, json={"reason": reason})
+        return self._ask("POST", f"/releases/{segment(str(reference))}/withdraw", Release, json={"reason": reason})
 
     # devices
 
@@ -330,15 +291,15 @@ class ManagementClient:
 
     def device(self, name: str) -> Device:
         """Return one device; raises `NotFound`."""
-        return self._ask("GET", f"/devices/{_segment(name)}", Device)
+        return self._ask("GET", f"/devices/{segment(name)}", Device)
 
     def accept_device(self, name: str) -> Device:
         """Let a pending or refused device take part."""
-        return self._ask("POST", f"/devices/{_segment(name)}/accept", Device, json={})
+        return self._ask("POST", f"/devices/{segment(name)}/accept", Device, json={})
 
     def refuse_device(self, name: str) -> Device:
         """Keep a device out."""
-        return self._ask("POST", f"/devices/{_segment(name)}/refuse", Device, json={})
+        return self._ask("POST", f"/devices/{segment(name)}/refuse", Device, json={})
 
     def new_device_token(self, name: str, *, token: str | None = None, overlap_s: int = 0) -> str:
         """Replace a device's token and return the new one.
@@ -346,18 +307,18 @@ class ManagementClient:
         The old one stops working at once, or `overlap_s` seconds from now, or when the device has used the new one.
         """
         body = {"token": token, "overlap_s": overlap_s}
-        answer = self._ask("POST", f"/devices/{_segment(name)}/token", Device, json=body)
+        answer = self._ask("POST", f"/devices/{segment(name)}/token", Device, json=body)
         if answer.token is None:
             raise PeerError("the server's answer has no token")
         return answer.token
 
     def set_labels(self, name: str, labels: Mapping[str, str]) -> Device:
         """Replace a device's labels."""
-        return self._ask("POST", f"/devices/{_segment(name)}/labels", Device, json={"labels": dict(labels)})
+        return self._ask("POST", f"/devices/{segment(name)}/labels", Device, json={"labels": dict(labels)})
 
     def remove_device(self, name: str) -> None:
         """Forget a device; its executions stay in the history."""
-        self._send("DELETE", f"/devices/{_segment(name)}")
+        self._send("DELETE", f"/devices/{segment(name)}")
 
     # rollouts and executions
 
@@ -434,27 +395,27 @@ class ManagementClient:
 
     def rollout(self, reference: int | str) -> Rollout:
         """Return one rollout by its number or name; raises `NotFound`."""
-        return self._ask("GET", f"/rollouts/{_segment(str(reference))}", Rollout)
+        return self._ask("GET", f"/rollouts/{segment(str(reference))}", Rollout)
 
     def pause(self, reference: int | str, *, reason: str = "") -> Rollout:
         """Offer nothing more to devices that have not started yet."""
-        return self._ask("POST", f"/rollouts/{_segment(str(reference))}/pause", Rollout, json={"reason": reason})
+        return self._ask("POST", f"/rollouts/{segment(str(reference))}/pause", Rollout, json={"reason": reason})
 
     def resume(self, reference: int | str) -> Rollout:
         """Go on with a paused rollout."""
-        return self._ask("POST", f"/rollouts/{_segment(str(reference))}/resume", Rollout, json={})
+        return self._ask("POST", f"/rollouts/{segment(str(reference))}/resume", Rollout, json={})
 
     def cancel(self, reference: int | str, *, reason: str = "") -> Rollout:
         """End a rollout: queued executions are canceled, running ones are asked to stop."""
-        return self._ask("POST", f"/rollouts/{_segment(str(reference))}/cancel", Rollout, json={"reason": reason})
+        return self._ask("POST", f"/rollouts/{segment(str(reference))}/cancel", Rollout, json={"reason": reason})
 
     def executions(self, rollout: int | str) -> list[Execution]:
         """Return the executions of a rollout, those of opened waves only."""
-        return self._ask("GET", f"/rollouts/{_segment(str(rollout))}/executions", ExecutionPage).items
+        return self._ask("GET", f"/rollouts/{segment(str(rollout))}/executions", ExecutionPage).items
 
     def device_executions(self, device: str) -> list[Execution]:
         """Return a device's executions, oldest first."""
-        return self._ask("GET", f"/devices/{_segment(device)}/executions", ExecutionPage).items
+        return self._ask("GET", f"/devices/{segment(device)}/executions", ExecutionPage).items
 
     def execution(self, execution_id: int) -> Execution:
         """Return one execution; raises `NotFound`."""
@@ -490,7 +451,7 @@ class ManagementClient:
                         yield decoder.decode("\n".join(data))
                         data = []
         except httpx.HTTPError as error:
-            raise _no_server(self.base_url, error) from error
+            raise no_server(self.base_url, error) from error
         except msgspec.DecodeError as error:
             raise PeerError("the server's event is not what this client knows", found=str(error)) from error
 
@@ -539,77 +500,6 @@ class ManagementClient:
         """Make a token useless from now on."""
         self._send("DELETE", f"/tokens/{token_id}")
 
-    # the wire
-
-    def _ask(self, method: str, path: str, kind: type[_A], **request: Any) -> _A:
-        answer = self._send(method, path, **request)
-        try:
-            return msgspec.json.decode(answer.content, type=kind)
-        except msgspec.DecodeError as error:
-            raise PeerError(
-                f"the answer to {method} {path} is not what this client knows",
-                found=str(error),
-                hint="Is there a Flota server of the same version at this address?",
-            ) from error
-
-    def _send(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, object] | None = None,
-        json: object = None,
-        content: bytes | Iterable[bytes] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> httpx.Response:
-        sent_headers = dict(headers or {})
-        if json is not None:
-            content = _json(json)
-            sent_headers["content-type"] = "application/json"
-        given = {key: str(value) for key, value in (params or {}).items() if value is not None}
-        try:
-            answer = self._http.request(method, path, params=given or None, content=content, headers=sent_headers)
-        except httpx.LocalProtocolError as error:
-            raise InvalidInput("the request could not be sent as it is", found=str(error)) from error
-        except httpx.HTTPError as error:
-            raise _no_server(self.base_url, error) from error
-        except httpx.InvalidURL as error:
-            raise InvalidInput("the server's address is not a URL", found=self.base_url) from error
-        if answer.status_code >= 400:
-            raise error_from_answer(answer.status_code, answer.content, retry_after=answer.headers.get("retry-after"))
-        return answer
-
-
-def _json(value: object) -> bytes:
-    try:
-        return msgspec.json.encode(value)
-    except UnicodeEncodeError as error:
-        raise InvalidInput("text that is not valid UTF-8", found=repr(error.object[:80])) from error
-
-
-def _segment(text: str) -> str:
-    """Return `text` as one path segment; names that would vanish from a path have no such thing behind them."""
-    segment = _percent_encoded(text, what="a name")
-    if segment in ("", ".", ".."):
-        raise NotFound("there is nothing of this name", found=repr(text))
-    return segment
-
-
-def _percent_encoded(text: str, *, what: str, hint: str | None = None) -> str:
-    try:
-        return quote(text, safe="@:")
-    except UnicodeEncodeError as error:
-        raise InvalidInput(f"{what} that is not valid UTF-8", found=repr(text), hint=hint) from error
-
-
-def _tls(verify: bool | str | Path) -> bool | ssl.SSLContext:
-    if isinstance(verify, bool):
-        return verify
-    try:
-        return ssl.create_default_context(cafile=str(verify))
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidInput(f"cannot read the certificate file {verify}", found=str(error)) from error
-
 
 def _chunks(file: BinaryIO, size: int, progress: Progress | None) -> Iterator[bytes]:
     sent = 0
@@ -618,11 +508,3 @@ def _chunks(file: BinaryIO, size: int, progress: Progress | None) -> Iterator[by
         sent += len(piece)
         if progress is not None:
             progress(sent, size)
-
-
-def _no_server(base_url: str, error: Exception) -> PeerError:
-    return PeerError(
-        f"no answer from {base_url}",
-        found=str(error) or type(error).__name__,
-        hint="Is the server running, and is the address right? (--server, FLOTA_SERVER)",
-    )

@@ -39,6 +39,16 @@ class Signer(Answer, frozen=True, kw_only=True):
     public_key: str
 
 
+class CodeCertificate(Answer, frozen=True, kw_only=True):
+    """A certificate (PEM) with which a type's devices check files; its signatures go under `name` of a job document."""
+
+    fingerprint: str
+    name: str
+    subject: str
+    not_after: datetime
+    certificate: str
+
+
 class Slot(Answer, frozen=True, kw_only=True):
     """Where an image of the type goes; offset and size in bytes."""
 
@@ -71,6 +81,9 @@ class DeviceType(Answer, frozen=True, kw_only=True):
     """ESP-IDF version of the boot loader that its devices have; None: not known."""
     secure_boot_keys: list[str] = []
     """Digests (hex) of the Secure Boot v2 keys that its devices trust."""
+    code_certificates: list[CodeCertificate] = []
+    code_signatures: list[str] = []
+    """Names of the signatures over a file that its devices can check; a release needs one of them."""
 
 
 class Artifact(Answer, frozen=True, kw_only=True):
@@ -95,6 +108,15 @@ class Signature(Answer, frozen=True, kw_only=True):
     key_id: str
     algorithm: str
     signature: str
+
+
+class FileSignature(Answer, frozen=True, kw_only=True):
+    """A signature (base64) over the whole file, which devices find under `name`; and the signer's certificate (PEM)."""
+
+    name: str
+    signature: str
+    certificate_sha256: str
+    certificate: str
 
 
 class Sbom(Answer, frozen=True, kw_only=True):
@@ -133,6 +155,13 @@ class Release(Answer, frozen=True, kw_only=True):
     notes: str
     warnings: list[str]
     sbom: Sbom | None = None
+    certfile: str | None = None
+    """What devices call the certificate that they check the file with."""
+    filepath: str | None = None
+    """Where devices keep the file."""
+    file_signatures: list[FileSignature] = []
+    file_signature_needed: list[str] = []
+    """Names of which one must be among them before the release can be published; none: no need."""
 
 
 class IdentityConflict(Answer, frozen=True, kw_only=True):
@@ -213,6 +242,8 @@ class Rollout(Answer, frozen=True, kw_only=True):
     created_at: datetime
     changed_at: datetime
     reason: str
+    job_id: str | None = None
+    """What things know it as."""
 
     @property
     def is_final(self) -> bool:

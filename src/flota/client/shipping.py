@@ -46,6 +46,20 @@ class Signer(Protocol):
         ...
 
 
+class CodeSigner(Protocol):
+    """Somebody who signs a whole file by its SHA-256, for devices that check it themselves."""
+
+    @property
+    def certificate(self) -> str | None:
+        """The signer's certificate (PEM); None: the server finds the one that the signature was made with."""
+        ...
+
+    @property
+    def sign(self) -> Callable[[bytes], bytes]:
+        """Return the signature over the file with this SHA-256 (32 bytes)."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Shipment:
     """What goes where. Exactly one of `devices` and `select`; the rest as in `ManagementClient.create_rollout`.
@@ -64,6 +78,9 @@ class Shipment:
     notes: str = ""
     trust_key: bool = False
     sbom: Path | None = None
+    certfile: str | None = None
+    filepath: str | None = None
+    code_signer: CodeSigner | None = None
 
 
 def read_sbom_file(path: Path) -> bytes:
@@ -134,6 +151,8 @@ def ship(
             found=f"{len(release.signatures)}",
             hint=f"Let others sign it: flota release sign {release.id} --key KEY; then run this command again.",
         )
+    if shipment.code_signer is not None and release.state != "published":
+        release = sign_file(client, release, shipment.code_signer, digests=digests, trust=shipment.trust_key, say=say)
     if release.state != "published":
         release = client.publish(release.id)
         say(f"published  release {release.id}, {release.type} {release.version}")
@@ -166,7 +185,13 @@ def _draft(client: ManagementClient, shipment: Shipment, artifact: Artifact, say
     """Return a new release, or the one that an earlier try made of the same bytes."""
     try:
         release = client.create_release(
-            shipment.type_name, shipment.version, artifact.sha256, notes=shipment.notes, filename=shipment.path.name
+            shipment.type_name,
+            shipment.version,
+            artifact.sha256,
+            notes=shipment.notes,
+            filename=shipment.path.name,
+            certfile=shipment.certfile,
+            filepath=shipment.filepath,
         )
     except Conflict as conflict:
         release = client.release(f"{shipment.type_name}@{shipment.version}")
@@ -220,6 +245,39 @@ def sign_release(
     )
     have, need = len(signed.signatures), signed.signatures_needed
     say(f"signed     release {signed.id} with key {signature.key_id[:16]}… ({have} of {need} signatures)")
+    return signed
+
+
+def sign_file(
+    client: ManagementClient,
+    release: Release,
+    signer: CodeSigner,
+    *,
+    digests: FileDigests | None,
+    trust: bool = False,
+    say: Say,
+) -> Release:
+    """Sign the release's whole file here and hand the signature in; returns the release.
+
+    With `digests`, those of the file as it is on this machine, just these bytes are signed, and the release has to be
+    of them; without, a signature that was made elsewhere is handed in. `trust`: let the certificate count for the type.
+    """
+    if digests is not None and digests.sha256 != release.artifact.sha256:
+        raise Refused(
+            f"release {release.id} is of another file: it was not signed",
+            expected=release.artifact.sha256,
+            found=digests.sha256,
+            hint="Is it the file that was uploaded? If it is, do not sign: the server holds other bytes.",
+        )
+    made = signer.sign(bytes.fromhex(digests.sha256 if digests is not None else release.artifact.sha256))
+    if trust and signer.certificate is not None:
+        trusted = client.trust_code_certificates(release.type, [signer.certificate])
+        say(f"trusted    {len(trusted.code_certificates)} code-signing certificates of type {release.type}")
+    signed = client.add_file_signature(
+        release.id, base64.b64encode(made).decode("ascii"), certificate=signer.certificate
+    )
+    for one in signed.file_signatures:
+        say(f"code       {one.name}, certificate {one.certificate_sha256[:16]}…")
     return signed
 
 

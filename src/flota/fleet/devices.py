@@ -61,6 +61,8 @@ class DeviceType:
     """ESP-IDF version of the boot loader that its devices have; None: not known."""
     secure_boot_keys: tuple[str, ...] = ()
     """Digests (hex) of the Secure Boot v2 keys in its devices' efuses; none: they start unsigned images."""
+    code_certificates: tuple[str, ...] = ()
+    """Certificates (PEM) with which its devices check files themselves (docs/reference/code-signing.md)."""
 
 
 @dataclass(frozen=True, slots=True)

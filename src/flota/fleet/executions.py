@@ -27,7 +27,9 @@ class ExecutionState(enum.StrEnum):
 _S = ExecutionState
 
 EXECUTION_TRANSITIONS: Final[Mapping[ExecutionState, frozenset[ExecutionState]]] = {
-    _S.QUEUED: frozenset({_S.IN_PROGRESS, _S.SUCCEEDED, _S.REJECTED, _S.REMOVED, _S.CANCELED, _S.TIMED_OUT}),
+    _S.QUEUED: frozenset(
+        {_S.IN_PROGRESS, _S.SUCCEEDED, _S.FAILED, _S.REJECTED, _S.REMOVED, _S.CANCELED, _S.TIMED_OUT}
+    ),
     _S.IN_PROGRESS: frozenset(
         {_S.IN_PROGRESS, _S.SUCCEEDED, _S.FAILED, _S.TIMED_OUT, _S.REJECTED, _S.REMOVED, _S.CANCELED}
     ),
@@ -39,7 +41,7 @@ EXECUTION_TRANSITIONS: Final[Mapping[ExecutionState, frozenset[ExecutionState]]]
     _S.CANCELED: frozenset(),
 }
 """Absent pair = not allowed. IN_PROGRESS -> IN_PROGRESS is a progress report. QUEUED -> SUCCEEDED is a device that
-already runs the release when it first asks."""
+already runs the release when it first asks, QUEUED -> FAILED one that has not even begun to work on it."""
 
 OPEN_STATES: Final = frozenset({_S.QUEUED, _S.IN_PROGRESS})
 FINAL_STATES: Final = frozenset(ExecutionState) - OPEN_STATES
@@ -63,6 +65,7 @@ class Execution:
     `details` are AWS-like status details: short strings by name, replaced key by key (limits below;
     docs/reference/executions.md).
     `cancel_requested_at` is set while a device that is already working has been asked to stop.
+    `step_expires_at` is when the time is over that the device gave itself for its present step, if it did.
     """
 
     id: int
@@ -80,11 +83,19 @@ class Execution:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     cancel_requested_at: datetime | None = None
+    step_expires_at: datetime | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether the execution can still change."""
         return self.state in OPEN_STATES
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimer:
+    """What to do with an execution's step timer: let it end at `expires_at`, or (None) discard it."""
+
+    expires_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +108,8 @@ class ExecutionChange:
     message: str = ""
     """One line for the journal and the action history, cleaned."""
     request_cancel: bool = False
+    step_timer: StepTimer | None = None
+    """None leaves a running timer as it is; only what is IN_PROGRESS has one."""
 
 
 DETAILS_MAX: Final = 32
@@ -121,7 +134,9 @@ def apply_change(execution: Execution, expected_version: int, change: ExecutionC
         )
     check_transition(execution, change.state)
     is_final = change.state in FINAL_STATES
-    wants_cancel = change.request_cancel and change.state is ExecutionState.IN_PROGRESS
+    is_at_work = change.state is ExecutionState.IN_PROGRESS
+    wants_cancel = change.request_cancel and is_at_work
+    step_expires_at = execution.step_expires_at if change.step_timer is None else change.step_timer.expires_at
     return replace(
         execution,
         state=change.state,
@@ -129,9 +144,10 @@ def apply_change(execution: Execution, expected_version: int, change: ExecutionC
         changed_at=now,
         basis=change.basis if is_final else None,
         details=merge_details(execution.details, change.details),
-        started_at=execution.started_at or (now if change.state is ExecutionState.IN_PROGRESS else None),
+        started_at=execution.started_at or (now if is_at_work else None),
         finished_at=now if is_final else None,
         cancel_requested_at=execution.cancel_requested_at or (now if wants_cancel else None),
+        step_expires_at=step_expires_at if is_at_work else None,
     )
 
 

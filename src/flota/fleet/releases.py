@@ -54,6 +54,20 @@ class ReleaseSignature:
 
 
 @dataclass(frozen=True, slots=True)
+class FileSignature:
+    """A signature over the whole file, for devices that check it themselves (docs/reference/code-signing.md).
+
+    `name` is how they find it: a `boards.model.CodeSignature`. `signature` is base64, `certificate` (PEM) the signer's,
+    `certificate_sha256` the hex SHA-256 of its DER form.
+    """
+
+    name: str
+    signature: str
+    certificate: str
+    certificate_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseSbom:
     """A release's software bill of materials: stored bytes of their own, and what they say about themselves.
 
@@ -90,6 +104,11 @@ class Release:
     notes: str = ""
     warnings: tuple[str, ...] = ()
     sbom: ReleaseSbom | None = None
+    certfile: str | None = None
+    """What the device calls the certificate that it checks the file with (AWS IoT's `certfile`)."""
+    filepath: str | None = None
+    """Where the device keeps the file (AWS IoT's `filepath`); None: `filename`."""
+    file_signatures: tuple[FileSignature, ...] = ()
 
     def as_running(self) -> dict[str, str]:
         """Return `version`, `hash` and `md5` of a device that runs this release, as a sighting has them."""

@@ -4,6 +4,8 @@ The rules, in the order in which they are asked:
 
 0. A silent device whose quiet time is over has SUCCEEDED by inference (`inferences`); the rest is decided afterwards.
 1. A device at work that is silent for `silence_limit_s` has TIMED_OUT; one that was asked to stop is CANCELED instead.
+   So is one whose own step timer has run out. One that can only be stopped by being told so is CANCELED at once
+   (`job_executions`).
 2. A rollout that has ended decides nothing more.
 3. At `abort_after_failures` failures the rollout is ABORTED.
 4. If the release expires while devices are still to start, the rollout is ABORTED.
@@ -31,6 +33,7 @@ from flota.fleet.executions import (
     apply_change,
 )
 from flota.fleet.inferences import awaits_silence, conclude_from_silence
+from flota.fleet.job_executions import end_of_time
 from flota.fleet.rollouts import OPEN_ROLLOUT_STATES, Rollout, RolloutPolicy, RolloutState, Wave, WaveState
 
 
@@ -121,6 +124,10 @@ def _time_outs(
     limit = timedelta(seconds=policy.silence_limit_s)
     effects = []
     for execution in executions:
+        end = end_of_time(execution, now=now)
+        if end is not None:
+            effects.append(ChangeExecution(execution.id, execution.version, end))
+            continue
         if execution.state is not ExecutionState.IN_PROGRESS or awaits_silence(execution):
             continue
         last_sign = max(execution.changed_at, last_seen.get(execution.device_id, execution.changed_at))

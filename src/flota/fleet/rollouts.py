@@ -129,6 +129,8 @@ class Rollout:
     changed_at: datetime
     reason: str = ""
     """Why it was aborted, paused or canceled."""
+    job_id: str | None = None
+    """What things know it as (`flota.fleet.things.job_id_of`); None if it was made before things were known."""
 
 
 ALL_AT_ONCE: Final = "100%"

@@ -13,19 +13,14 @@ from typing import Final
 
 from flota.boards.catalogue import board as board_named
 from flota.boards.model import Route
-from flota.errors import InvalidInput, Refused
-from flota.gateway.driver import AdoptedDevice, Delivery, DeliveryEnd, Progress, Sighting, SightingBasis
-from flota.gateway.sightings import Heard, SightingBook
+from flota.errors import InvalidInput
+from flota.gateway.driver import AdoptedDevice, Delivery, DeliveryEnd, Progress, Sighting
+from flota.gateway.seen_at import whereabouts
+from flota.gateway.sightings import SightingBook
 from flota.protocols.ameba_push import PushOutcome, PushRecord, PushStage, judge_push, payload_for, profile_named
 from flota.transports.ameba_push import PushLimits, push
 
 DRIVER_NAME: Final = "ameba"
-
-
-class WrongDeviceThere(Refused):
-    """Another MAC address than the device's was seen at its address."""
-
-    code = "wrong-device-there"
 
 
 class AmebaDriver:
@@ -61,16 +56,7 @@ class AmebaDriver:
 
     def look(self, device: AdoptedDevice) -> Sighting | None:
         """Return where the device is: at its fixed address, or where its MAC was last heard."""
-        port = port_of(device)
-        if device.address is not None:
-            heard = self._book.at(device.address)
-            if heard is None:
-                return Sighting(device.address, port, SightingBasis.FIXED_ADDRESS)
-            if device.mac is not None and heard.mac is not None and heard.mac != device.mac:
-                raise WrongDeviceThere(f"another board is at {device.address}", expected=device.mac, found=heard.mac)
-            return _sighting(heard, device.address, port)
-        heard = None if device.mac is None else self._book.with_mac(device.mac)
-        return None if heard is None else _sighting(heard, heard.address, port)
+        return whereabouts(self._book, device, port_of(device))
 
     async def deliver(self, device: AdoptedDevice, sighting: Sighting, payload: bytes, progress: Progress) -> Delivery:
         """Push once."""
@@ -94,7 +80,3 @@ def delivery_of(record: PushRecord, ended_at: float) -> Delivery:
     else:
         end = DeliveryEnd.SENT
     return Delivery(end, verdict.reason, ended_at, record.sent, record.total)
-
-
-def _sighting(heard: Heard, address: str, port: int) -> Sighting:
-    return Sighting(address, port, heard.basis, heard.heard_at, heard.version, heard.version_at)

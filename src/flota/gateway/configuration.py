@@ -14,30 +14,36 @@ from pathlib import Path
 from typing import Any, Final
 
 from flota.boards.catalogue import board as board_named
+from flota.boards.model import Board
 from flota.errors import InvalidInput
 from flota.gateway.driver import AdoptedDevice
+from flota.images.esp_partitions import pack_table, parse_csv
 from flota.protocols.ameba_push import profile_named
 from flota.protocols.ddi import DEFAULT_TENANT, GATEWAY_TOKEN, TARGET_TOKEN
 from flota.trust.trust_file import TRUST_FILE_MAX_BYTES, TrustedSigners, parse_trust_file
 
 CONFIG_MAX_BYTES: Final = 4 * 1024 * 1024
 TOKEN_FILE_MAX_BYTES: Final = 4096
+PARTITIONS_MAX_BYTES: Final = 64 * 1024
 DEVICES_MAX: Final = 5000
 DEVICE_NAME_MAX_LEN: Final = 128
 MEBIBYTE: Final = 1024 * 1024
 DEFAULT_CACHE_BYTES: Final = 256 * MEBIBYTE
 
+DRIVER_OF_BOOT: Final[Mapping[str, str]] = {"ameba-signature": "ameba", "esp-otadata": "espota"}
+"""What carries the last hop unless a device names its driver, by its board's kind of boot."""
+
 _MAC: Final = re.compile(r"[0-9A-Fa-f]{2}(?:[:-]?[0-9A-Fa-f]{2}){5}\Z")
 _DEVICE_KEYS: Final = frozenset(
     {
-        "name", "driver", "address", "port", "mac", "profile", "board", "type", "hardware_revision", "token",
-        "token_file",
+        "name", "driver", "address", "port", "mac", "profile", "board", "type", "hardware_revision", "partitions",
+        "password", "password_file", "token", "token_file",
     }
 )  # fmt: skip
 _GATEWAY_KEYS: Final = frozenset(
     {
         "server", "tenant", "token", "token_file", "cacert", "trust", "state", "cache_mib", "poll_s", "evidence_s",
-        "patience_s", "attempts", "pushes_at_once", "mdns", "interfaces", "metrics", "device",
+        "patience_s", "attempts", "pushes_at_once", "mdns", "interfaces", "metrics", "check_ins", "device",
     }
 )  # fmt: skip
 
@@ -46,12 +52,14 @@ _GATEWAY_KEYS: Final = frozenset(
 class Patience:
     """How long a gateway waits (seconds), and how often it tries.
 
-    `evidence_s`: for a sign of life after a push. `unreachable_s`: for a board that refuses connections, before the
-    update has failed. `attempts`: pushes that broke off. `poll_s`: between polls, None = as the server says. `look_s`:
-    between looks. `retry_s`: before the next try, doubled each time up to `retry_max_s`.
+    `evidence_s`: for a sign of life after a push; within `restart_s` the old app may still tell its version.
+    `unreachable_s`: for a board that refuses connections, before the update has failed. `attempts`: pushes that broke
+    off. `poll_s`: between polls, None = as the server says. `look_s`: between looks. `retry_s`: before the next try,
+    doubled each time up to `retry_max_s`.
     """
 
     evidence_s: float = 180.0
+    restart_s: float = 10.0
     unreachable_s: float = 3600.0
     attempts: int = 5
     poll_s: float | None = None
@@ -64,7 +72,8 @@ class Patience:
 class GatewaySettings:
     """A whole configuration. `token` is the gateway's, None when every device has one of its own.
 
-    `interfaces` None: all; `listens` False: no mDNS at all. `cache_bytes` bounds the directory of fetched files.
+    `interfaces` None: all; `listens` False: no mDNS at all. `check_ins`: host and port where boards post their state,
+    None = nowhere. `cache_bytes` bounds the directory of fetched files.
     """
 
     server: str
@@ -80,6 +89,7 @@ class GatewaySettings:
     listens: bool = True
     interfaces: tuple[str, ...] | None = None
     metrics: tuple[str, int] | None = None
+    check_ins: tuple[str, int] | None = None
 
 
 def credentials_of(settings: GatewaySettings, device: AdoptedDevice) -> tuple[str, str] | None:
@@ -142,6 +152,7 @@ def settings_from(
         listens=reader.switch("mdns", default=True),
         interfaces=reader.texts("interfaces"),
         metrics=listen_address(reader.text("metrics")),
+        check_ins=listen_address(reader.text("check_ins")),
     )
 
 
@@ -197,6 +208,16 @@ def read_token(path: Path) -> str:
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise InvalidInput(f"{path} holds no token", expected="one line")
     return text
+
+
+def read_partitions(path: Path, board: Board) -> bytes:
+    """Return the binary partition table of a CSV file. Raises `InvalidInput`, or an `ImageError` for what it says."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(PARTITIONS_MAX_BYTES)
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}", found=error.strerror or str(error)) from error
+    return pack_table(parse_csv(text, flash_size=board.flash_size or None, bootloader_offset=board.bootloader_offset))
 
 
 def read_trust_files(paths: Sequence[Path]) -> tuple[TrustedSigners, ...]:
@@ -261,17 +282,20 @@ def device_of_table(table: Mapping[str, Any], base: Path) -> AdoptedDevice:
             f"{name}: neither address nor mac",
             hint="A board is adopted by where it is or by its MAC address; what it calls itself proves nothing.",
         )
-    token_file = reader.path("token_file")
+    token_file, password_file = reader.path("token_file"), reader.path("password_file")
+    hardware, partitions = board_named(board), reader.path("partitions")
     return AdoptedDevice(
         name=name,
-        device_type=reader.text("type") or board_named(board).name,
-        board=board_named(board).name,
-        driver=reader.text("driver") or "ameba",
+        device_type=reader.text("type") or hardware.name,
+        board=hardware.name,
+        driver=reader.text("driver") or DRIVER_OF_BOOT.get(hardware.boot, "ameba"),
         address=None if address is None else address.lower().rstrip("."),
         port=port,
         mac=None if mac is None else mac_address(mac),
         profile=profile_named(reader.text("profile") or "arduino").name,
         hardware_revision=reader.text("hardware_revision"),
+        partition_table=None if partitions is None else read_partitions(partitions, hardware),
+        password=reader.text("password") or (None if password_file is None else read_token(password_file)),
         token=reader.text("token") or (None if token_file is None else read_token(token_file)),
     )
 

@@ -11,7 +11,7 @@ import contextlib
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,13 +22,17 @@ from flota.errors import FlotaError, InvalidInput
 from flota.gateway.ameba import DRIVER_NAME as AMEBA_DRIVER
 from flota.gateway.ameba import AmebaDriver
 from flota.gateway.artifact_cache import ArtifactCache
+from flota.gateway.check_ins import check_ins_heard
 from flota.gateway.configuration import GatewaySettings, credentials_of, read_trust_files
-from flota.gateway.device_worker import DeviceWorker, Workshop, link_of
+from flota.gateway.device_worker import DeviceWorker, link_of
 from flota.gateway.driver import AdoptedDevice, LastHopDriver
+from flota.gateway.esp_push import DRIVER_NAME as ESPOTA_DRIVER
+from flota.gateway.esp_push import EspotaDriver
 from flota.gateway.journal import Journal, one_gateway
 from flota.gateway.metrics import GatewayMetrics
 from flota.gateway.network_watch import watch_network
 from flota.gateway.sightings import SightingBook
+from flota.gateway.workshop import Workshop
 from flota.transports.ameba_push import PushLimits
 from flota.transports.http import http_client
 
@@ -114,11 +118,14 @@ class Gateway:
 
     def drivers(self) -> dict[str, LastHopDriver]:
         """Return the drivers by name. Another kind of device is one more line here."""
-        return {AMEBA_DRIVER: AmebaDriver(self.book, limits=self.push_limits)}
+        return {
+            AMEBA_DRIVER: AmebaDriver(self.book, limits=self.push_limits),
+            ESPOTA_DRIVER: EspotaDriver(self.book),
+        }
 
     async def _serve(self, stop: asyncio.Event, begin: Callable[[AdoptedDevice], _Turn]) -> None:
         settings = self.settings
-        with self._metrics_listener():
+        async with self._listeners():
             watching = asyncio.ensure_future(self._watch(stop, settings.interfaces)) if settings.listens else None
             self._reconcile(begin)
             _log.info("gateway.running", server=settings.server, devices=len(self._turns))
@@ -196,16 +203,23 @@ class Gateway:
             await asyncio.gather(*tasks, return_exceptions=True)
         _log.info("gateway.stopped")
 
-    @contextlib.contextmanager
-    def _metrics_listener(self) -> Iterator[None]:
-        if self.settings.metrics is not None:
-            host, wanted = self.settings.metrics
+    @contextlib.asynccontextmanager
+    async def _listeners(self) -> AsyncIterator[None]:
+        """Listen where the configuration says so, and nowhere else. Raises `InvalidInput` if that cannot be."""
+        settings = self.settings
+        if settings.metrics is not None:
+            host, wanted = settings.metrics
             try:
                 port, _ = self.metrics.serve(host, wanted)
             except OSError as error:
                 raise InvalidInput(f"cannot listen at {host}:{wanted}", found=error.strerror or str(error)) from error
             _log.info("gateway.metrics", url=f"http://{host}:{port}/metrics")
-        yield
+        if settings.check_ins is None:
+            yield
+            return
+        async with check_ins_heard(self.book, settings.check_ins) as (host, port):
+            _log.info("gateway.check_ins", address=f"{host}:{port}")
+            yield
 
 
 def driver_of(device: AdoptedDevice, drivers: dict[str, LastHopDriver]) -> LastHopDriver:

@@ -22,7 +22,9 @@ class AdoptedDevice:
 
     `address` (IP address or host name) and `mac` (AA:BB:CC:DD:EE:FF): at least one; without an address the device is
     the one on the network with that MAC. `port` None: the profile's. `token` is a TargetToken of its own, None = the
-    gateway's. `board`, `device_type` and `hardware_revision` are what releases are judged against.
+    gateway's. `board`, `device_type` and `hardware_revision` are what releases are judged against, with the
+    binary `partition_table` of ESP boards (None: the board's usual one). `password` is
+    what an espota device asks for.
     """
 
     name: str
@@ -34,6 +36,8 @@ class AdoptedDevice:
     mac: str | None = None
     profile: str = "arduino"
     hardware_revision: str | None = None
+    partition_table: bytes | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Final
 
 from flota.boards.catalogue import board as board_named
-from flota.boards.fit import fit_check
+from flota.boards.fit import fit_check, slots_of
 from flota.boards.model import TypeProfile
 from flota.errors import FlotaError, InvalidInput, Refused, TooLarge
 from flota.gateway.driver import AdoptedDevice
@@ -105,7 +105,7 @@ def judge_file(data: bytes, device: AdoptedDevice, release: SignedRelease, *, sh
     """
     inspection = inspect(data)
     reasons = fit_check(
-        TypeProfile(board_named(device.board), hardware_revision=device.hardware_revision),
+        profile_of(device),
         inspection,
         file_size=len(data),
         version=release.manifest.version,
@@ -120,5 +120,10 @@ def judge_file(data: bytes, device: AdoptedDevice, release: SignedRelease, *, sh
 
 def largest_file(device: AdoptedDevice) -> int:
     """Return the most bytes that a file for this device can have."""
+    return max((slot.size for slot in slots_of(profile_of(device))), default=0) + FILE_HEADERS_MAX_BYTES
+
+
+def profile_of(device: AdoptedDevice) -> TypeProfile:
+    """Return what the fit check needs to know, from the gateway's own configuration."""
     board = board_named(device.board)
-    return max((slot.size for slot in board.slots), default=board.max_file_size) + FILE_HEADERS_MAX_BYTES
+    return TypeProfile(board, device.partition_table, hardware_revision=device.hardware_revision)

@@ -26,7 +26,7 @@ class ReadyImage:
     warnings: tuple[str, ...]
 
 
-_Key = tuple[str, str, str, str, str | None, str]
+_Key = tuple[str, str, str, str, str | None, bytes | None, str]
 
 
 @dataclass(slots=True)
@@ -47,6 +47,7 @@ class ReadyImages:
             device.driver,
             device.board,
             device.hardware_revision,
+            device.partition_table,
             device.profile,
         )
         async with self._lock:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from flota.images.ameba.flash_map import FlashArea
 from flota.images.esp_chips import FLASH_SIZES, MIB, EspChip
 from flota.images.esp_inspection import finding_of
 from flota.images.esp_merged import EspMergedImage, find_merged
@@ -29,6 +28,7 @@ from flota.images.esp_partitions.table import (
     TYPE_DATA,
     TYPE_PARTITION_TABLE,
 )
+from flota.images.flash_area import FlashArea
 from flota.images.inspection import inspect
 from flota.images.model import Finding, ImageError, ImageFormat
 

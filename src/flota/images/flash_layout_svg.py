@@ -24,6 +24,9 @@ _FILLS: Final = {
     "nvs": "#ffd8b5",
     "data": "#dde4ea",
     "padding": "#eaeef2",
+    "staging": "#b6e3ff",
+    "backup": "#ffd8b5",
+    "secure": "#ffcecb",
     FREE: "#ffffff",
 }
 _OTHER_FILL: Final = "#dde4ea"
@@ -62,12 +65,17 @@ def layout_svg(layout: FlashLayout, *, title: str) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def fill_of(kind: str) -> str:
+    """Return the colour of a region of that kind."""
+    return _FILLS.get(kind, _OTHER_FILL)
+
+
 def _region(layout: FlashLayout, region: FlashRegion, index: int, bar_height: int) -> list[str]:
     """Return the region's piece of the bar, its row, and the wedge that leads from one to the other."""
     top, bottom = _place(layout, region.start, bar_height), _place(layout, region.end, bar_height)
     row_top = TOP + index * ROW_HEIGHT
     row_bottom = row_top + ROW_HEIGHT - 4
-    fill = _FILLS.get(region.kind, _OTHER_FILL)
+    fill = fill_of(region.kind)
     wrong = layout.clashes(region)
     ink = MARK if wrong else "#8c959f" if region.kind == FREE else "#1f2328"
     right = BAR_LEFT + BAR_WIDTH

@@ -1,7 +1,8 @@
 """`inspect()`: tell what a file is, read what it says, and name everything that is wrong with it. Never raises.
 
-Which format it is, is decided by the bytes alone, in this order: an MCUboot image, an AmebaD file, an ESP image (or a
-merged one, or an ESP8266 one), a partition table, otadata, NVS, the other known kinds of files, raw bytes.
+Which format it is, is decided by the bytes alone, in this order: an MCUboot image, an AmebaD file, a program or record
+of a Nuvoton board, an ESP image (or a merged one, or an ESP8266 one), a partition table, otadata, NVS, the other known
+kinds of files, raw bytes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any, Final
 
+from flota.images import blynk_tag
 from flota.images.ameba.inspection import inspect_ameba, looks_like_ameba
 from flota.images.esp8266 import APP_OFFSET, find_esp8266_segments
 from flota.images.esp_app import IMAGE_MAGIC, parse_header, walk_image
@@ -24,12 +26,15 @@ from flota.images.markers import find_markers
 from flota.images.mcuboot.header import is_mcuboot
 from flota.images.mcuboot.inspection import inspect_mcuboot
 from flota.images.model import Finding, ImageError, ImageFormat, Inspection, Property, Region, TruncatedImage
+from flota.images.nuvoton.inspection import inspect_nuvoton, looks_like_nuvoton
 from flota.images.other_files import recognise
+from flota.images.packed_files import unpacked_members
 from flota.images.text import cleaned_text
 
 Buffer = bytes | memoryview
 
 NAME_MAX_CHARS: Final = 128
+VALUE_MAX_CHARS: Final = blynk_tag.VALUE_MAX_BYTES
 
 
 def inspect(data: Buffer, *, name: str = "") -> Inspection:
@@ -38,7 +43,7 @@ def inspect(data: Buffer, *, name: str = "") -> Inspection:
     `name` is the file's name, only shown. Any bytes give an answer: a broken image has its format and error findings,
     bytes of no known format are `RAW`.
     """
-    found = _inspect_by_content(data)
+    found = _with_firmware_tag(_inspect_by_content(data), data)
     if not name:
         return found
     shown = Property("file", cleaned_text(name, max_chars=NAME_MAX_CHARS))
@@ -61,6 +66,35 @@ def inspection_as_dict(inspection: Inspection) -> dict[str, object]:
     return plain
 
 
+def _with_firmware_tag(found: Inspection, data: Buffer) -> Inspection:
+    """Add what a Blynk firmware tag says: one in the raw bytes, else the first in what is packed in the file."""
+    tags, where, searched = blynk_tag.find_tags(data), "", data
+    findings = tuple(blynk_tag.tag_findings(data, tags))
+    if not tags:
+        for name, content in unpacked_members(data):
+            tags = blynk_tag.find_tags(content)
+            if tags:
+                where, searched = f" of {cleaned_text(name)}, packed in the file", content
+                break
+    if not tags:
+        return replace(found, findings=(*found.findings, *findings)) if findings else found
+    first = tags[0]
+    if where:
+        findings = tuple(replace(finding, offset=None) for finding in blynk_tag.tag_findings(searched, tags))
+    said = {
+        cleaned_text(key): cleaned_text(value, max_chars=VALUE_MAX_CHARS) for key, value in first.tag.as_dict().items()
+    }
+    rows = [Property("firmware tag", f"{first.size} bytes at {first.offset:#x}{where}")]
+    rows += (Property(f"tag {key}", value) for key, value in said.items())
+    return replace(
+        found,
+        version=found.version or said.get(blynk_tag.MCU_KEY) or said.get(blynk_tag.NCP_KEY),
+        firmware_tag=said,
+        properties=(*found.properties, *rows),
+        findings=(*found.findings, *findings),
+    )
+
+
 def _inspect_by_content(data: Buffer) -> Inspection:
     if not data:
         return _other(data, ImageFormat.RAW, findings=(Finding("error", "empty", "the file is empty"),))
@@ -68,6 +102,8 @@ def _inspect_by_content(data: Buffer) -> Inspection:
         return inspect_mcuboot(data)
     if looks_like_ameba(data):
         return inspect_ameba(data)
+    if looks_like_nuvoton(data):
+        return inspect_nuvoton(data)
     if any(len(data) > offset and data[offset] == IMAGE_MAGIC for offset in BOOTLOADER_OFFSETS):
         merged = find_merged(data)
         if merged:

@@ -27,6 +27,10 @@ class ImageFormat(enum.StrEnum):
     AMEBA_IMAGE2 = "ameba-image2"
     AMEBA_CORE_IMAGE = "ameba-core-image"
     AMEBA_BOOT = "ameba-boot"
+    NUVOTON_APROM = "nuvoton-aprom"
+    NUVOTON_BOOT = "nuvoton-boot"
+    NUVOTON_DESCRIPTOR = "nuvoton-descriptor"
+    NUVOTON_TRAILER = "nuvoton-trailer"
     ELF = "elf"
     GZIP = "gzip"
     ZIP = "zip"
@@ -92,6 +96,20 @@ class Property:
 
 
 @dataclass(frozen=True, slots=True)
+class McubootFacts:
+    """What a board's boot loader decides by, of an MCUboot image. Sizes in bytes.
+
+    `signature_schemes` are the names of its signature TLVs, `flags` those of the header's flags. `entry` is the address
+    of the firmware's first instruction, None when it does not begin with the vector table of a Cortex-M core.
+    """
+
+    header_size: int
+    signature_schemes: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    entry: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What `inspect()` read out of a file. All text from the file is cleaned (docs/reference/esp-image.md).
 
@@ -116,9 +134,12 @@ class Inspection:
     max_chip_revision: int | None = None
     signed_with: tuple[str, ...] = ()
     """Key digests (hex) of the Secure Boot v2 signatures that hold and that the chip looks at."""
+    mcuboot: McubootFacts | None = None
     properties: tuple[Property, ...] = ()
     regions: tuple[Region, ...] = ()
     findings: tuple[Finding, ...] = ()
+    firmware_tag: dict[str, str] = field(default_factory=dict)
+    """What a Blynk firmware tag says: key -> first value; empty without one (docs/reference/blynk.md)."""
     markers: dict[str, str] = field(default_factory=dict)
     """Strings that our own sample firmware carries for virtual devices, e.g. `{"behaviour": "crash"}`."""
 

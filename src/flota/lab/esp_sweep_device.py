@@ -65,6 +65,8 @@ class SweepAgent(enum.StrEnum):
     ESP_HTTPS_OTA = "esp-https-ota"
     AMEBA_PUSH = "ameba-push"
     """AmebaD boards, and those only (`flota.lab.ameba_sweep_device`)."""
+    AWS_OTA = "aws-ota"
+    """`aws-reference`, and that only (`flota.lab.aws_sweep_device`)."""
 
 
 USUAL_AGENTS: Final[Mapping[str, SweepAgent]] = {"esp32": SweepAgent.MICRO_RDK}
@@ -87,7 +89,7 @@ def geometry_for(board_name: str, image_size: int | None) -> EspGeometry:
     """
     board = board_named(board_name)
     if board.boot != "esp-otadata" or board.partition_csv is None:
-        raise InvalidInput("power cuts are swept on ESP and AmebaD boards", found=board.name)
+        raise InvalidInput("power cuts are swept on ESP and AmebaD boards and on aws-reference", found=board.name)
     if image_size is None:
         table = parse_csv(
             board.partition_csv, bootloader_offset=board.bootloader_offset, flash_size=board.flash_size or None

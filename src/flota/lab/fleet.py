@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import ipaddress
 import random
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,17 +20,20 @@ from flota.boards.catalogue import board as board_named
 from flota.boards.model import Route
 from flota.errors import InvalidInput
 from flota.images.esp_partitions import PartitionTable
+from flota.lab.ameba_agents import AmebaQuirk, ameba_agent, set_straps
+from flota.lab.announcing import announce_esp
+from flota.lab.aws_agents import AwsOptions, aws_agent
+from flota.lab.nuvoton_agents import code_certificate_of, is_nuvoton, nuvoton_agent
+from flota.lab.nuvoton_programmer import provision
 from flota.lab.programmer import prepare_blank
 from flota.lab.state_directory import StateDirectory
-from flota.protocols.ameba_push import ARDUINO as AMEBA_ARDUINO
-from flota.protocols.arduino_mdns import AMEBA_STOCK_SRV_PORT, ameba_txt, esp_txt
 from flota.protocols.ddi import DEFAULT_TENANT, DdiAddresses
 from flota.protocols.viam import POLL_PERIOD_S
 from flota.transports.ddi_link import DdiLink
 from flota.transports.http import http_client, tls_context
-from flota.transports.mdns import announced, own_addresses
+from flota.trust.image_keys import ImagePublicKey
 from flota.trust.trust_file import TrustedSigners
-from flota.virtual.agents.ameba_push import AmebaPushAgent, PushSettings, silent
+from flota.virtual.agents.ameba_push import PushSettings, silent
 from flota.virtual.agents.ddi import DdiAgent, DdiSettings
 from flota.virtual.agents.esp_https_ota import TIME_OUT_S, USER_AGENT, EspHttpsOtaAgent, FetchMode
 from flota.virtual.agents.espota import EspotaAgent, EspotaSettings
@@ -40,9 +41,12 @@ from flota.virtual.agents.http_update import HttpUpdateAgent
 from flota.virtual.agents.viam_config import ConfigAddress, ConfigFile, ConfigSource
 from flota.virtual.agents.viam_link import device_tls
 from flota.virtual.agents.viam_micro_rdk import MicroRdkAgent
+from flota.virtual.ameba_board import AmebaHardware
 from flota.virtual.boot.esp_idf import BootBuild
-from flota.virtual.device import Agent, AppContext, Identity, VirtualDevice
+from flota.virtual.device import Agent, Identity, VirtualDevice
 from flota.virtual.events import DeviceEvent, Listener
+from flota.virtual.m2354_board import M2354Hardware
+from flota.virtual.nuvoton_board import M487Hardware
 from flota.virtual.pace import Pace
 
 ESP_HTTPS_OTA_REDIRECTS: Final = 10
@@ -56,8 +60,15 @@ class Dialect(enum.StrEnum):
     DDI = "ddi"
     VIAM = "viam"
     AMEBA_PUSH = "ameba-push"
+    AWS_IOT = "aws-iot"
     ESPOTA = "espota"
     """Both wait to be pushed to, and ask nobody."""
+    ANCHOROTA = "anchorota"
+    """A third party's sketch for AmebaD, pushed to with the bare image."""
+    HTTP_UPDATE_OTA = "http-update-ota"
+    OTA_HTTP = "ota-http"
+    UPDATE_OTA_LOCAL = "update-ota-local"
+    """AmebaD apps that fetch for themselves; the last one when its console is told to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +80,8 @@ class DeviceSpec:
     (scaled by `speed`), None = what dialect or server say.
     `viam_config` is the file or http address of a micro-RDK's machine configuration, in place of Viam's cloud.
     `push`, `espota`: where a board that is pushed to listens; `on_listening` hears of host and port at each boot.
+    `trigger` is host and TCP port where OTA_Http waits for its start, `tells_version` adds the version to its posts;
+    `orders` are the lines typed on the console of update_ota_local.
     `signers` are the keys that it trusts (DDI only), None = it installs unsigned releases too. `seed` makes its waits
     repeatable.
     """
@@ -95,14 +108,29 @@ class DeviceSpec:
     viam_config: str | None = None
     push: PushSettings | None = None
     espota: EspotaSettings | None = None
+    aws: AwsOptions | None = None
+    """How a device that speaks AWS IoT reaches its MQTT server; None: it has no network."""
+    boot_keys: tuple[ImagePublicKey, ...] = ()
+    """What the boot loader of a blank M2354 is built with."""
+    trigger: tuple[str, int] | None = None
+    tells_version: bool = False
+    quirks: frozenset[AmebaQuirk] = frozenset()
+    """What is special about an AmebaD board."""
+    orders: asyncio.Queue[str] | None = field(default=None, repr=False)
     announce: bool = True
     """Whether a board that is pushed to announces itself by mDNS."""
     on_listening: Callable[[str, int], None] | None = None
     seed: int | None = None
 
 
-PUSHED_TO: Final = frozenset({Dialect.AMEBA_PUSH, Dialect.ESPOTA})
+PUSHED_TO: Final = frozenset({Dialect.AMEBA_PUSH, Dialect.ANCHOROTA, Dialect.ESPOTA})
 """Dialects of devices that wait to be pushed to."""
+
+AMEBA_DIALECTS: Final = frozenset(
+    {Dialect.AMEBA_PUSH, Dialect.ANCHOROTA, Dialect.HTTP_UPDATE_OTA, Dialect.OTA_HTTP, Dialect.UPDATE_OTA_LOCAL}
+)
+ASK_NOBODY: Final = PUSHED_TO | {Dialect.UPDATE_OTA_LOCAL}
+"""Dialects of devices that know no server."""
 
 
 def default_dialect(board: str) -> Dialect:
@@ -110,6 +138,8 @@ def default_dialect(board: str) -> Dialect:
     declared = board_named(board)
     if Route.AMEBA_PUSH in declared.routes:
         return Dialect.AMEBA_PUSH
+    if Route.AWS_IOT in declared.routes:
+        return Dialect.AWS_IOT
     return Dialect.HTTP_UPDATE if declared.chip is not None else Dialect.DDI
 
 
@@ -152,6 +182,10 @@ def open_device(spec: DeviceSpec, listener: Listener) -> RunningDevice:
         nvs = directory.nvs()
         machine = directory.machine(record, nvs, pace)
         prepare_blank(machine, nvs, spec.firmware, spec.table, spec.firmware_version)
+        if isinstance(machine, M487Hardware | M2354Hardware):
+            provision(machine, record.name, code_certificate_of(spec.aws), spec.boot_keys)
+        if isinstance(machine, AmebaHardware):
+            set_straps(machine, spec.quirks)
         agent, client = _agent(replace(spec, name=record.name, board=record.board), dialect)
     except BaseException:
         directory.unlock()
@@ -214,14 +248,28 @@ def _checked_dialect(spec: DeviceSpec) -> Dialect:
             "micro-RDK asks no server of its own",
             hint="Address and token of the image stand in its configuration: leave out --server and --token.",
         )
-    if (dialect is Dialect.AMEBA_PUSH) != (Route.AMEBA_PUSH in board.routes):
+    if spec.quirks and dialect not in AMEBA_DIALECTS:
+        raise InvalidInput(f"{board.name} has none of these quirks", found=", ".join(sorted(spec.quirks)))
+    if (dialect in AMEBA_DIALECTS) != (Route.AMEBA_PUSH in board.routes):
         raise InvalidInput(
             f"{board.name} does not speak {dialect.value}", hint="flota lab boards shows what it speaks."
         )
-    if dialect in PUSHED_TO and (spec.server is not None or spec.token is not None):
+    if dialect in ASK_NOBODY and (spec.server is not None or spec.token is not None):
         raise InvalidInput(
-            f"a device that speaks {dialect.value} asks no server: it waits to be pushed to",
-            hint="Leave out --server and --token; use flota push, or a gateway.",
+            f"a device that speaks {dialect.value} asks no server: it waits to be told",
+            hint="Leave out --server and --token; use flota push, a gateway, or the console of update-ota-local.",
+        )
+    if dialect in AMEBA_DIALECTS - ASK_NOBODY and spec.token is not None:
+        raise InvalidInput(f"a device that speaks {dialect.value} carries no token", hint="Leave out --token.")
+    if (dialect is Dialect.AWS_IOT) != (Route.AWS_IOT in board.routes):
+        raise InvalidInput(
+            f"{board.name} does not speak {dialect.value}", hint="flota lab boards shows what it speaks."
+        )
+    if dialect is Dialect.AWS_IOT:
+        return _checked_aws(spec)
+    if spec.aws is not None:
+        raise InvalidInput(
+            f"a device that speaks {dialect.value} needs no MQTT server", hint="Leave out --mqtt and --credentials."
         )
     if board.chip is None and dialect is not Dialect.DDI:
         raise InvalidInput(f"{board.name} speaks DDI only", expected=Dialect.DDI.value, found=dialect.value)
@@ -233,13 +281,33 @@ def _checked_dialect(spec: DeviceSpec) -> Dialect:
     return dialect
 
 
+def _checked_aws(spec: DeviceSpec) -> Dialect:
+    if spec.server is not None:
+        raise InvalidInput(
+            "a device that speaks aws-iot asks an MQTT server",
+            hint="Give its address with --mqtt HOST:PORT, or a directory of credentials, and leave out --server.",
+        )
+    if spec.signers is not None:
+        raise InvalidInput(
+            "AWS's agent knows no manifest: it checks the signature over the file",
+            hint="Give the code-signing certificate with --code-certificate, and leave out --trust.",
+        )
+    if spec.aws is None and spec.token is not None:
+        raise InvalidInput("a token without an MQTT server", hint="Give its address with --mqtt HOST:PORT.")
+    return Dialect.AWS_IOT
+
+
 def _agent(spec: DeviceSpec, dialect: Dialect) -> tuple[Agent | None, httpx.AsyncClient | None]:
     if spec.viam_config is not None:
         return _micro_rdk(spec, spec.viam_config)
-    if dialect is Dialect.AMEBA_PUSH:
-        return _ameba(spec), None
+    if dialect in AMEBA_DIALECTS:
+        return ameba_agent(spec, dialect.value), None
     if dialect is Dialect.ESPOTA:
         return _arduino_ota(spec), None
+    if spec.aws is not None and is_nuvoton(board_named(spec.board)):
+        return nuvoton_agent(board_named(spec.board), spec.name, spec.token, spec.cacert, spec.aws), None
+    if spec.aws is not None:
+        return aws_agent(spec.name, spec.token, spec.cacert, spec.aws), None
     if spec.server is None:
         return None, None
     board = board_named(spec.board)
@@ -268,45 +336,6 @@ def _arduino_ota(spec: DeviceSpec) -> Agent:
     settings = spec.espota or EspotaSettings()
     announce = partial(announce_esp, password=settings.password is not None) if spec.announce else silent
     return EspotaAgent(settings, announce=announce, on_listening=spec.on_listening)
-
-
-def _ameba(spec: DeviceSpec) -> Agent:
-    settings = spec.push or PushSettings()
-    return AmebaPushAgent(
-        settings,
-        announce=announce_ameba if spec.announce else silent,
-        on_listening=spec.on_listening,
-    )
-
-
-def announce_ameba(context: AppContext, host: str, port: int) -> AbstractAsyncContextManager[object]:
-    """Announce the board as the stock sketch does, port 5000 included; its host name ends with its MAC."""
-    identity = context.identity
-    anywhere = ipaddress.ip_address(host).is_unspecified
-    return announced(
-        identity.name,
-        AMEBA_STOCK_SRV_PORT if port == AMEBA_ARDUINO.port else port,
-        ameba_txt(),
-        host=f"ameba-{identity.mac.replace(':', '').lower()}",
-        addresses=own_addresses() if anywhere else (host,),
-        interfaces=None if anywhere else (host,),
-    )
-
-
-def announce_esp(
-    context: AppContext, host: str, port: int, *, password: bool = False
-) -> AbstractAsyncContextManager[object]:
-    """Announce the board as ArduinoOTA does, under its own name; its host name ends with its MAC."""
-    identity = context.identity
-    anywhere = ipaddress.ip_address(host).is_unspecified
-    return announced(
-        identity.name,
-        port,
-        esp_txt(identity.board.replace("-", "_"), password=password),
-        host=f"esp32-{identity.mac.replace(':', '').lower()}",
-        addresses=own_addresses() if anywhere else (host,),
-        interfaces=None if anywhere else (host,),
-    )
 
 
 def _micro_rdk(spec: DeviceSpec, config: str) -> tuple[Agent, httpx.AsyncClient | None]:

@@ -29,7 +29,10 @@ class GatewayOptions:
 
 @contextmanager
 def local_gateway(directory: Path, given: GatewayOptions) -> Iterator[None]:
-    """Run a gateway as a process as long as the context is open; its state, log, token and trust file are kept."""
+    """Run a gateway as a process as long as the context is open; its state, log, token and trust file are kept.
+
+    It ends with this process, too, however that ends.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     token, trust = directory / "token", directory / "trust.json"
     token.touch(mode=0o600)
@@ -37,12 +40,12 @@ def local_gateway(directory: Path, given: GatewayOptions) -> Iterator[None]:
     trust.write_bytes(given.trust)
     command = [sys.executable, "-m", "flota", "gateway", "run", "--server", given.server]
     command += ["--token-file", str(token), "--trust", str(trust), "--state", str(directory / "state")]
-    command += ["--interface", LOOPBACK, *given.options]
+    command += ["--interface", LOOPBACK, "--with-parent", *given.options]
     for name, place in given.devices.items():
         command += ["--device", f"{name}={place}"]
     with (directory / "gateway.log").open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 - our own program with our own arguments
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
         )
         try:
             yield
@@ -54,3 +57,5 @@ def local_gateway(directory: Path, given: GatewayOptions) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if process.stdin is not None:
+                process.stdin.close()

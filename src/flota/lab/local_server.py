@@ -29,6 +29,8 @@ class ServerAddress:
     http: str
     https: str | None
     token: str
+    mqtt: str | None = None
+    mqtts: str | None = None
 
 
 class LocalServer:
@@ -43,6 +45,7 @@ class LocalServer:
         self._options = list(options)
         self._http = "127.0.0.1:0"
         self._https = "127.0.0.1:0" if https else None
+        self._mqtt = self._mqtts = "127.0.0.1:0"
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ServerAddress(http="", https=None, token="")
 
@@ -57,10 +60,12 @@ class LocalServer:
         """Start the server and wait until it answers; raises `PeerError` with the end of its log if it does not."""
         command = [sys.executable, "-m", "flota", "up", "--data", str(self.data), "--http", self._http, *self._options]
         command += ["--https", self._https] if self._https else ["--no-https"]
+        command += ["--mqtt", self._mqtt, "--mqtts", self._mqtts]
+        command += ["--with-parent"]  # standard input ends when this process does, however that ends
         self._record.unlink(missing_ok=True)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own program with our own arguments
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
         deadline = time.monotonic() + START_WITHIN_S
         while not self._answers():
@@ -75,6 +80,10 @@ class LocalServer:
         self._http = self.address.http.removeprefix("http://")
         if self.address.https is not None:
             self._https = self.address.https.removeprefix("https://")
+        if self.address.mqtt is not None:
+            self._mqtt = self.address.mqtt.removeprefix("mqtt://")
+        if self.address.mqtts is not None:
+            self._mqtts = self.address.mqtts.removeprefix("mqtts://")
         return self.address
 
     def client(self) -> ManagementClient:
@@ -106,7 +115,13 @@ class LocalServer:
         try:
             record = json.loads(self._record.read_text())
             token = (self.data / "admin.token").read_text().strip()
-            self.address = ServerAddress(http=record["http"], https=record.get("https"), token=token)
+            self.address = ServerAddress(
+                http=record["http"],
+                https=record.get("https"),
+                token=token,
+                mqtt=record.get("mqtt"),
+                mqtts=record.get("mqtts"),
+            )
             with self.client() as client:
                 client.whoami()
         except (OSError, ValueError, KeyError, FlotaError):
@@ -123,6 +138,8 @@ class LocalServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             status = self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._process = None
         return status
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from flota.digests import digests_of
@@ -9,12 +10,18 @@ from flota.errors import InvalidInput
 from flota.images.esp_partitions import DEFAULT_TABLE_OFFSET, PartitionTable, parse_csv
 from flota.images.inspection import inspect
 from flota.images.model import ImageFormat
+from flota.lab.nuvoton_programmer import flash_nuvoton, note_nuvoton
 from flota.lab.state_directory import DeviceRecord, Machine, StateDirectory
+from flota.trust.image_keys import ImagePublicKey
+from flota.virtual.ab_board import AbHardware
 from flota.virtual.ameba_board import AmebaHardware
 from flota.virtual.esp_board import EspHardware
 from flota.virtual.hardware import ImageNote, ImageNotes
+from flota.virtual.m2354_board import M2354Hardware
+from flota.virtual.nuvoton_board import M487Hardware
 from flota.virtual.nvs import NonVolatileStore
 from flota.virtual.pace import Pace
+from flota.virtual.two_files import TwoFileMachine
 
 RUNNING = "running"
 
@@ -27,11 +34,13 @@ def flash_file(
     address: int | None = None,
     erase: bool = False,
     table: PartitionTable | None = None,
+    boot_keys: Sequence[ImagePublicKey] = (),
 ) -> str:
     """Write a file to a device that is not running, and return where it went.
 
     An app image goes to the first app partition (otadata becomes blank), a merged image to 0, a partition table to its
-    place, anything else needs an `address`. `erase` empties the whole flash and the device's store first; `table`
+    place, anything else needs an `address`. `boot_keys` are what the boot loader of an M2354 is built with if there is
+    none. `erase` empties the whole flash and the device's store first; `table`
     replaces the partition table. Raises `InvalidInput` for what does not fit or is not known.
     """
     nvs = directory.nvs()
@@ -43,6 +52,10 @@ def flash_file(
             return _flash_esp(machine, nvs, data, address=address, erase=erase, table=table)
         if isinstance(machine, AmebaHardware):
             return _flash_ameba(machine, nvs, data, address=address, erase=erase)
+        if isinstance(machine, AbHardware):
+            return _flash_ab(machine, nvs, data, address=address, erase=erase)
+        if isinstance(machine, M487Hardware | M2354Hardware):
+            return flash_nuvoton(machine, data, address=address, erase=erase, boot_keys=boot_keys)
         if address is not None:
             raise InvalidInput("this board has files as slots, not addresses", found=f"{address:#x}")
         slot = machine.flash(data)
@@ -70,12 +83,12 @@ def prepare_blank(
             machine.flash_app(firmware)
             _note(nvs, firmware, version)
         return True
-    if isinstance(machine, AmebaHardware):
+    if not isinstance(machine, TwoFileMachine):
         if not machine.blank:
             return False
         if firmware is not None:
             machine.flash_app(firmware)
-            _note_ameba(machine, nvs, firmware, version)
+            _note_app(machine, nvs, firmware, version)
         return True
     if machine.record.files:
         return False
@@ -167,6 +180,27 @@ def _flash_ameba(
         return told
     where = "nothing boots" if running is None else f"{running} is still valid and is what boots"
     return f"{told}; {where}: erase the flash first (--erase)"
+
+
+def _flash_ab(machine: AbHardware, nvs: NonVolatileStore, data: bytes, *, address: int | None, erase: bool) -> str:
+    """Write to slot a, confirmed and chosen; with an address anywhere."""
+    if erase:
+        machine.erase_chip()
+    if address is not None:
+        machine.write_flash(address, data)
+        return f"{len(data)} bytes to {address:#x}"
+    slot = machine.flash_app(data)
+    _note(nvs, data)
+    return f"image, {len(data)} bytes to {slot} at {machine.slot(slot).offset:#x}"
+
+
+def _note_app(machine: Machine, nvs: NonVolatileStore, data: bytes, version: str | None) -> None:
+    if isinstance(machine, AmebaHardware):
+        _note_ameba(machine, nvs, data, version)
+    elif isinstance(machine, M487Hardware | M2354Hardware):
+        note_nuvoton(machine, data, version)
+    else:
+        _note(nvs, data, version)
 
 
 def _note_ameba(machine: AmebaHardware, nvs: NonVolatileStore, data: bytes, version: str | None) -> None:

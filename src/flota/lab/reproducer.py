@@ -19,9 +19,12 @@ from typing import Final
 from flota.boards.catalogue import board as board_named
 from flota.errors import InvalidInput
 from flota.lab.ameba_sweep_device import AmebaSweepDevice, ameba_geometry_for
+from flota.lab.aws_sweep_device import AwsSweepDevice, aws_geometry_for, is_ab
 from flota.lab.cut_moments import CutMoment, parse_moment
 from flota.lab.cut_scenarios import scenario_named
 from flota.lab.esp_sweep_device import EspSweepDevice, SweepAgent, geometry_for
+from flota.lab.nuvoton_agents import is_nuvoton
+from flota.lab.nuvoton_sweep_device import nuvoton_sweep_device
 from flota.lab.power_cuts import CUT_BOOTS_MAX, AimedPlan, Journey, PlannedCut, SweptDevice, Verdict
 from flota.virtual.boot.esp_idf import BootBuild
 
@@ -39,6 +42,15 @@ def is_ameba(board_name: str) -> bool:
     return board_named(board_name).boot == "ameba-signature"
 
 
+def agents_of(board_name: str) -> tuple[SweepAgent, ...]:
+    """Return the agents whose order of operations can be swept on a board. Raises `NotFound`."""
+    if is_ameba(board_name):
+        return (SweepAgent.AMEBA_PUSH,)
+    if is_ab(board_name) or is_nuvoton(board_named(board_name)):
+        return (SweepAgent.AWS_OTA,)
+    return (SweepAgent.MICRO_RDK, SweepAgent.ESP_HTTPS_OTA)
+
+
 @dataclass(frozen=True, slots=True)
 class SweepSubject:
     """What is swept: a board with an agent and a build of its boot loader, image size in bytes, and the scenario.
@@ -54,8 +66,14 @@ class SweepSubject:
 
     def device(self) -> SweptDevice:
         """Return a new device, as it leaves the factory. Raises `NotFound` or `InvalidInput`."""
-        if (self.agent is SweepAgent.AMEBA_PUSH) != is_ameba(self.board):
+        if self.agent not in agents_of(self.board):
             raise InvalidInput(f"{self.board} has no agent {self.agent.value}")
+        if is_nuvoton(board_named(self.board)):
+            return nuvoton_sweep_device(self.board, self.image_size, scenario_named(self.scenario), self.build)
+        if self.agent is SweepAgent.AWS_OTA:
+            if self.build is not BootBuild.ROLLBACK:
+                raise InvalidInput(f"the boot loader of {self.board} always rolls back")
+            return AwsSweepDevice(aws_geometry_for(self.board, self.image_size), scenario_named(self.scenario))
         if self.agent is SweepAgent.AMEBA_PUSH:
             return AmebaSweepDevice(ameba_geometry_for(self.board, self.image_size), scenario_named(self.scenario))
         return EspSweepDevice(

@@ -1,8 +1,9 @@
 """A virtual device's directory: who it is, its flash, its store, and whether a process runs it now.
 
-device.json   board, name, MAC, build            flash.bin    NOR flash (ESP boards)
+device.json   board, name, MAC, build            flash.bin    NOR flash (all boards but generic-linux)
 nvs.json      the agent's non-volatile store     slot_*.bin   slots (generic-linux), with boot.json
 fuses.json    one-time fuses                     lock         held by the process that runs the device
+aprom.bin, ldrom.bin, config.bin, spi.bin (m487)   sd.bin       SD card (m2354)
 """
 
 from __future__ import annotations
@@ -17,13 +18,20 @@ from pathlib import Path
 from typing import IO, Final, Self
 
 from flota.boards.catalogue import board as board_named
-from flota.boards.model import Board
+from flota.boards.model import BOOT_AB_RECORD, BOOT_MCUBOOT_OVERWRITE, BOOT_NUVOTON_CLONER, Board
 from flota.durable_files import write_durably
 from flota.errors import Conflict, InvalidInput, NotFound
+from flota.virtual.ab_board import AbHardware
+from flota.virtual.ab_board import open_flash as open_ab_flash
 from flota.virtual.ameba_board import AmebaHardware
 from flota.virtual.ameba_board import open_flash as open_ameba_flash
 from flota.virtual.boot.esp_idf import BootBuild
 from flota.virtual.esp_board import EspHardware, open_flash
+from flota.virtual.m2354_board import M2354Hardware
+from flota.virtual.m2354_board import open_chips as open_m2354_chips
+from flota.virtual.nuvoton_board import M487Hardware
+from flota.virtual.nuvoton_board import open_chips as open_m487_chips
+from flota.virtual.nuvoton_programs import BootProfile
 from flota.virtual.nvs import NonVolatileStore
 from flota.virtual.pace import Pace
 from flota.virtual.two_files import TwoFileMachine
@@ -35,7 +43,7 @@ LOCK_FILE: Final = "lock"
 TWO_FILES_BOOT: Final = "two-files"
 AMEBA_BOOT: Final = "ameba-signature"
 
-Machine = EspHardware | TwoFileMachine | AmebaHardware
+Machine = EspHardware | TwoFileMachine | AmebaHardware | AbHardware | M487Hardware | M2354Hardware
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +125,13 @@ class StateDirectory:
             return TwoFileMachine(self.path, nvs, pace)
         if board.boot == AMEBA_BOOT:
             return AmebaHardware(board, open_ameba_flash(self.path, board), nvs=nvs, pace=pace)
+        if board.boot == BOOT_AB_RECORD:
+            return AbHardware(board, open_ab_flash(self.path, board), nvs=nvs, pace=pace)
+        if board.boot == BOOT_NUVOTON_CLONER:
+            profile = BootProfile.ROLLBACK if BootBuild(record.build).rolls_back else BootProfile.STOCK
+            return M487Hardware(board, open_m487_chips(self.path), nvs=nvs, pace=pace, usual_profile=profile)
+        if board.boot == BOOT_MCUBOOT_OVERWRITE:
+            return M2354Hardware(board, open_m2354_chips(self.path), nvs=nvs, pace=pace)
         return EspHardware(
             board,
             open_flash(self.path, board),

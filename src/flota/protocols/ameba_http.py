@@ -29,6 +29,10 @@ FIRST_READ_BYTES: Final = 512
 
 REQUEST_MAX_BYTES: Final = 8192
 STATE_MAX_LEN: Final = 64
+VERSION_MAX_LEN: Final = 64
+OTA_HEADER_BYTES: Final = 32
+"""What the device takes for the headers of the file, so there can be one sub-header only."""
+
 LENGTH_NAMES: Final = (b"Content-Length", b"CONTENT-LENGTH")
 """The only spellings that the device finds; it compares bytes."""
 
@@ -108,10 +112,36 @@ def parse_pull_answer(first_read: bytes) -> tuple[int, int]:
     raise MalformedMessage("No Content-Length in header", expected="Content-Length, spelled exactly so")
 
 
-def parse_state(body: bytes) -> str:
-    """Return the state in a device's post, cleaned; the first JSON object counts. Raises `MalformedMessage`.
+@dataclass(frozen=True, slots=True)
+class StatePost:
+    """What a device posts, cleaned. `version` is an addition of the app's own: the vendor's example has the state only.
 
-    The device re-uses its buffer: something may follow the object.
+    Source: docs/reference/ameba-push.md, "Pulling over HTTP".
+    """
+
+    state: str
+    version: str | None = None
+
+    def pack(self) -> bytes:
+        """Return the body of the post."""
+        more = {} if self.version is None else {"version": self.version}
+        return json.dumps({"OTA_state": self.state, **more}, separators=(",", ":")).encode()
+
+
+def pack_state_request(host: str, post: StatePost) -> bytes:
+    """Return the request with which `OTA_Http` posts its state, byte for byte."""
+    body = post.pack()
+    head = (
+        f"POST {CLIENTS_PATH} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: keep-alive\r\n\r\n"
+    )
+    return head.encode("ascii") + body
+
+
+def parse_state_post(body: bytes) -> StatePost:
+    """Return a device's post; the first JSON object counts. Raises `MalformedMessage`.
+
+    The device re-uses its buffer: something may follow the object. A version that is no text does not count.
     """
     text = body[:REQUEST_MAX_BYTES].decode("utf-8", "replace").lstrip()
     try:
@@ -121,4 +151,6 @@ def parse_state(body: bytes) -> str:
     state = found.get("OTA_state") if isinstance(found, Mapping) else None
     if not isinstance(state, str):
         raise MalformedMessage("not a device's state", expected='{"OTA_state": "…"}', found=clean_text(text))
-    return clean_text(state, max_len=STATE_MAX_LEN)
+    version = found.get("version")
+    told = clean_text(version, max_len=VERSION_MAX_LEN) if isinstance(version, str) else ""
+    return StatePost(clean_text(state, max_len=STATE_MAX_LEN), told or None)

@@ -25,6 +25,9 @@ AMEBA_STOCK_SRV_PORT: Final = 5000
 """What the stock sketch announces; nothing takes an update there."""
 
 ESP_UDP_PORTS: Final = {"esp32": 3232, "esp8266": 8266}
+VERSION_TXT_KEY: Final = "version"
+"""Key with which an app of one's own says what it runs; no stock sketch has it."""
+
 TXT_MAX_BYTES: Final = 1300
 """A TXT record that fits an Ethernet frame; longer ones are cut."""
 

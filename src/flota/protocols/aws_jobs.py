@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from flota.errors import PeerError
+from flota.protocols.json_text import parse_json
 from flota.protocols.malformed import MalformedMessage
 
 THING_PREFIX: Final = "$aws/things/"
 NEXT: Final = "$next"
 NOTIFICATION_ENTRIES_MAX: Final = 10
+PENDING_LISTED_MAX: Final = 250
+"""Executions in one answer to GetPendingJobExecutions: AWS's largest page; a message has to stay below 128 KiB."""
+
 TOKEN_BYTES_MAX: Final = 64
 DETAILS_MAX: Final = 20
 DETAIL_VALUE_MAX_CHARS: Final = 1024
@@ -357,8 +361,8 @@ def _members(payload: bytes) -> dict[str, Any]:
     if len(payload) > REQUEST_MAX_BYTES:
         raise JobsRejected(JobsRejection.INVALID_REQUEST, f"a request has at most {REQUEST_MAX_BYTES} bytes")
     try:
-        members = json.loads(payload)
-    except (ValueError, RecursionError):
+        members = parse_json(payload)
+    except MalformedMessage:
         raise JobsRejected(JobsRejection.INVALID_JSON, "the payload is not JSON in UTF-8") from None
     if not isinstance(members, dict):
         raise JobsRejected(JobsRejection.INVALID_JSON, "the payload is no JSON object")

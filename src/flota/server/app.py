@@ -43,6 +43,7 @@ def build_app(context: ServerContext) -> ASGIApp:
     """
     from flota.server.api import ddi, events, health, http_update
     from flota.server.api.artifacts import ARTIFACTS_PREFIX, ArtifactApi
+    from flota.server.api.aws_iot.files import AwsIotFiles
     from flota.server.api.management import build_management_api
     from flota.server.api.viam import ViamApi
 
@@ -58,6 +59,7 @@ def build_app(context: ServerContext) -> ASGIApp:
     routed.router.redirect_slashes = False  # a device that asks at a wrong address is told so, as by hawkBit
     artifacts = ArtifactApi(context)
     viam = ViamApi(context)
+    aws_iot_files = AwsIotFiles(context)
 
     async def choose(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" else ""
@@ -65,6 +67,8 @@ def build_app(context: ServerContext) -> ASGIApp:
             await artifacts(scope, receive, send)
         elif viam.serves(path):
             await viam(scope, receive, send)
+        elif aws_iot_files.serves(path):
+            await aws_iot_files(scope, receive, send)
         elif path and polls.serves(scope):
             await polls(scope, receive, send)
         else:

@@ -16,8 +16,10 @@ from flota.errors import Conflict, InvalidInput, NotFound, Refused
 from flota.fleet.devices import DeviceType
 from flota.fleet.releases import Artifact, Release, ReleaseSignature, ReleaseState
 from flota.fleet.storage import NewRelease
+from flota.fleet.things import parse_device_text
 from flota.images.model import Finding, Inspection
 from flota.server.artifact_intake import inspect_file, parse_filename, recorded_artifact
+from flota.server.code_signatures import refuse_without_code_signature
 from flota.server.device_registry import device_type_or_builtin, profile_of
 from flota.server.sboms import SbomFile, read_sbom
 from flota.trust.manifest import Manifest, ManifestComponent, pack_manifest
@@ -65,6 +67,8 @@ class ReleaseDraft:
     expires_at: datetime | None = None
     filename: str | None = None
     sbom: SbomFile | None = None
+    certfile: str | None = None
+    filepath: str | None = None
 
 
 async def create_release(context: ServerContext, scope: Scope, draft: ReleaseDraft) -> Release:
@@ -77,6 +81,8 @@ async def create_release(context: ServerContext, scope: Scope, draft: ReleaseDra
     filename = None if draft.filename is None else parse_filename(draft.filename)
     if draft.expires_at is not None and draft.expires_at <= now:
         raise InvalidInput("the release would have expired already", found=draft.expires_at.isoformat())
+    certfile = None if draft.certfile is None else parse_device_text("certfile", draft.certfile)
+    filepath = None if draft.filepath is None else parse_device_text("filepath", draft.filepath)
     sbom = None if draft.sbom is None else await read_sbom(context, scope, draft.sbom)
     async with context.storage.reading() as transaction:
         artifact = await recorded_artifact(transaction, scope, draft.artifact)
@@ -85,7 +91,13 @@ async def create_release(context: ServerContext, scope: Scope, draft: ReleaseDra
     )
     async with context.storage.transaction() as transaction:
         device_type = await device_type_or_builtin(transaction, scope, draft.type_name, now)
-        unfit = fit_check(profile_of(device_type), inspection, file_size=artifact.digests.size, version=version)
+        unfit = fit_check(
+            profile_of(device_type),
+            inspection,
+            file_size=artifact.digests.size,
+            version=version,
+            filename=filename or artifact.filename,
+        )
         blocking = [reason for reason in unfit if reason.blocking]
         if blocking:
             raise DoesNotFit(device_type.name, blocking)
@@ -102,6 +114,8 @@ async def create_release(context: ServerContext, scope: Scope, draft: ReleaseDra
             warnings=_warnings(unfit, inspection),
             filename=filename,
             sbom=sbom,
+            certfile=certfile,
+            filepath=filepath,
         )
         return await transaction.add_release(scope, new, now=now)
 
@@ -211,6 +225,7 @@ async def publish_release(context: ServerContext, scope: Scope, reference: str) 
             trusted,
             device_type.signature_threshold,
         )
+        refuse_without_code_signature(release, device_type)
         if release.state is ReleaseState.DRAFT:
             await transaction.set_release_state(scope, release.id, ReleaseState.SIGNED, now=now)
         release = await transaction.set_release_state(scope, release.id, ReleaseState.PUBLISHED, now=now)

@@ -13,13 +13,18 @@ from typing import Any, Final, TypeVar
 
 from flota.errors import FlotaError, InvalidInput
 from flota.fleet.poll_times import JITTER_PERCENT_MAX
+from flota.protocols.aws_ota import DataProtocol
+from flota.protocols.aws_streams import JsonPayload
 from flota.server.settings import (
     DEFAULT_DEVICE_REQUESTS_PER_S,
     DEFAULT_HTTP,
     DEFAULT_HTTPS,
     DEFAULT_MAX_ARTIFACT_BYTES,
+    DEFAULT_MQTT,
+    DEFAULT_MQTTS,
     DEFAULT_POLL_JITTER_PERCENT,
     DEFAULT_STOP_GRACE_S,
+    DEFAULT_URL_LIFETIME_S,
     DEFAULT_VIAM_QUIET_S,
     MEBIBYTE,
     Address,
@@ -35,12 +40,17 @@ from flota.server.settings import (
 _T = TypeVar("_T")
 
 OFF: Final = "off"
-"""The value of `http` or `https` that means: no such listener."""
+"""The value of `http`, `https`, `mqtt` or `mqtts` that means: no such listener."""
+
+MQTT_LISTENERS: Final = ("mqtt", "mqtts")
+"""Other programs often have their ports already: see `ServerSettings.assumed`."""
 
 STOP_GRACE_MAX_S: Final = 3600.0
 DEVICE_REQUESTS_PER_S_MAX: Final = 10_000.0
 VIAM_QUIET_MAX_S: Final = 24 * 3600.0
 MAX_ARTIFACT_MIB: Final = 64 * 1024
+URL_LIFETIME_S: Final = (60, 3600)
+"""What AWS allows for the lifetime of an address in a job document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +114,39 @@ def _whole_number(value: Any, upper: int) -> int:
     return int(text)
 
 
+def _bounded_number(value: Any, bounds: tuple[int, int]) -> int:
+    low, high = bounds
+    number = _whole_number(value, high)
+    if number < low:
+        raise InvalidInput("out of bounds", expected=f"a whole number from {low} to {high}", found=str(number))
+    return number
+
+
+def _switch(value: Any) -> bool:
+    text = str(value).strip().lower()
+    if text not in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
+        raise InvalidInput("neither true nor false", found=repr(value)[:40])
+    return text in {"true", "1", "yes", "on"}
+
+
+def _protocol(text: str) -> DataProtocol:
+    if text.upper() not in set(DataProtocol):
+        raise InvalidInput("not a data protocol", expected=" or ".join(DataProtocol), found=repr(text)[:40])
+    return DataProtocol(text.upper())
+
+
+def _json_payload(value: Any) -> JsonPayload:
+    text = _text(value).lower()
+    if text not in set(JsonPayload):
+        raise InvalidInput("not a way to write blocks", expected=" or ".join(JsonPayload), found=repr(text)[:40])
+    return JsonPayload(text)
+
+
 SETTINGS: Final = (
     Setting("http", _listener, parse_address(DEFAULT_HTTP)),
     Setting("https", _listener, parse_address(DEFAULT_HTTPS)),
+    Setting("mqtt", _listener, parse_address(DEFAULT_MQTT)),
+    Setting("mqtts", _listener, parse_address(DEFAULT_MQTTS)),
     Setting("public_url", lambda value: parse_public_url(_text(value))),
     Setting("name", _names, ()),
     Setting("tls_cert", _path),
@@ -128,6 +168,11 @@ SETTINGS: Final = (
     Setting("proxy_authority", lambda value: _listed(value, parse_authority), ()),
     Setting("proxy_device_type", _text),
     Setting("poll_jitter_percent", lambda value: _whole_number(value, JITTER_PERCENT_MAX), DEFAULT_POLL_JITTER_PERCENT),
+    Setting("aws_iot_data", lambda value: _listed(value, _protocol) or (DataProtocol.MQTT,), (DataProtocol.MQTT,)),
+    Setting("aws_iot_url_lifetime_s", lambda value: _bounded_number(value, URL_LIFETIME_S), DEFAULT_URL_LIFETIME_S),
+    Setting("aws_iot_lenient_rejected", _switch, False),
+    Setting("aws_iot_json_payload", _json_payload, JsonPayload.BASE64),
+    Setting("aws_iot_events", _switch, False),
     Setting("viam_quiet_s", lambda value: _number(value, VIAM_QUIET_MAX_S, "s"), DEFAULT_VIAM_QUIET_S),
 )
 
@@ -170,6 +215,9 @@ def settings_from(
         data=DataDirectory(data),
         http=values["http"],
         https=values["https"],
+        mqtt=values["mqtt"],
+        mqtts=values["mqtts"],
+        assumed=frozenset(key for key in MQTT_LISTENERS if not _is_given(key, file, environment, flags)),
         public_url=values["public_url"],
         names=values["name"],
         tls_cert=values["tls_cert"],
@@ -184,6 +232,11 @@ def settings_from(
         certificate_proxies=values["proxy_client_cert"],
         proxy_authorities=values["proxy_authority"],
         proxy_device_type=values["proxy_device_type"],
+        aws_iot_data=values["aws_iot_data"],
+        aws_iot_url_lifetime_s=values["aws_iot_url_lifetime_s"],
+        aws_iot_lenient_rejected=values["aws_iot_lenient_rejected"],
+        aws_iot_json_payload=values["aws_iot_json_payload"],
+        aws_iot_events=values["aws_iot_events"],
     )
     check_settings(settings)
     return settings
@@ -202,13 +255,15 @@ def check_settings(settings: ServerSettings) -> None:
         )
     if any(network.prefixlen == 0 for network in settings.trusted_proxies):
         raise InvalidInput("a trusted proxy cannot be every address: then anybody could say who they are")
-    wide = [address for address in (settings.http, settings.https) if address is not None and not address.is_loopback]
+    listeners = (settings.http, settings.https, settings.mqtt, settings.mqtts)
+    wide = [address for address in listeners if address is not None and not address.is_loopback]
     if not wide:
         return
     missing = []
     if settings.public_url is None:
         missing.append("--public-url URL (what devices are given)")
-    if settings.https is not None and settings.tls_cert is None and not settings.names:
+    has_tls = settings.https is not None or settings.mqtts is not None
+    if has_tls and settings.tls_cert is None and not settings.names:
         missing.append("--name HOST|IP (a name for the certificate; may be repeated)")
     if missing:
         shown = " and ".join(str(address) for address in wide)
@@ -218,6 +273,13 @@ def check_settings(settings: ServerSettings) -> None:
             found="neither" if len(missing) == 2 else "not given",
             hint="For example: --public-url https://updates.example.net:8443 --name updates.example.net",
         )
+
+
+def _is_given(
+    key: str, file: Mapping[str, object], environment: Mapping[str, str], flags: Mapping[str, object]
+) -> bool:
+    """Return whether somebody named a value for this setting."""
+    return flags.get(key) is not None or bool(environment.get(f"FLOTA_{key.upper()}")) or file.get(key) is not None
 
 
 def _value(

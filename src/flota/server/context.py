@@ -21,6 +21,7 @@ from flota.server.poll_answers import SHARED_MAX_AGE_S, PollAnswers
 from flota.server.proxies import check_authority, forwarded, is_from
 from flota.server.settings import ServerSettings
 from flota.server.sightings import SightingsWriter
+from flota.server.things import ThingCertificates
 
 if TYPE_CHECKING:
     from flota.fleet.scope import Scope
@@ -53,12 +54,17 @@ class ServerContext:
     recording_gate: RecordingGate = field(default_factory=RecordingGate)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     identity_watch: IdentityWatch = field(default_factory=IdentityWatch)
+    own_url: str | None = None
+    """Where this process listens for HTTP, set once it does: what devices are given that do not come over HTTP."""
+    mqtts_port: int | None = None
+    """Where this process listens for things over TLS, set once it does."""
     poll_answers: PollAnswers = field(init=False)
     known_devices: Gathered[str, KnownDevice] = field(init=False)
     """By name."""
     gateways: Gathered[str, GatewayToken] = field(init=False)
     """By the hex SHA-256 of the secret."""
     admissions: Admissions = field(init=False)
+    things: ThingCertificates = field(init=False)
 
     def __post_init__(self) -> None:
         """Have answers to polls kept as long as this process hears of every change."""
@@ -68,6 +74,9 @@ class ServerContext:
         max_age_s = SHARED_MAX_AGE_S if self.settings.is_database_shared else None
         self.poll_answers = PollAnswers(self.sightings, now=self.now, max_age_s=max_age_s)
         self.storage.on_change(self.poll_answers.forget)
+        self.things = ThingCertificates(
+            self.storage, self.settings.data.certificates, now=self.now, max_age_s=max_age_s
+        )
 
     def public_base(self, request: HTTPConnection | Mapping[str, Any]) -> str:
         """Return the URL, without a final slash, under which the asking device can reach this server again.
@@ -83,6 +92,10 @@ class ServerContext:
             return f"{scope['scheme']}://{_authority(scope)}"
         told = forwarded(scope, self.settings.trusted_proxies)
         return f"{told.scheme or scope['scheme']}://{told.authority or _authority(scope)}{told.prefix}"
+
+    def device_base_url(self) -> str | None:
+        """Return the URL, without a final slash, that a device is given which does not ask over HTTP; None for none."""
+        return self.settings.public_url or self.own_url
 
     def peer_address(self, request: HTTPConnection | Mapping[str, Any]) -> str | None:
         """Return where the request comes from: the peer's address, or the client's as a trusted proxy tells it."""

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from flota.boards.catalogue import BOARDS, board
+from flota.boards.fit_blynk import firmware_type_of
 from flota.boards.model import Board, TypeProfile, VersionFrom
 from flota.digests import parse_sha256_hex
 from flota.errors import Conflict, InvalidInput, NotFound
@@ -150,6 +151,7 @@ def profile_of(device_type: DeviceType) -> TypeProfile:
         partition_table=device_type.partition_table,
         version_from=device_type.version_from,
         hardware_revision=device_type.hardware_revision,
+        firmware_type=firmware_type_of(device_type.name),
         bootloader_idf_version=device_type.bootloader_idf_version,
         secure_boot_keys=frozenset(device_type.secure_boot_keys),
     )

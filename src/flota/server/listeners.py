@@ -16,7 +16,7 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 from granian._granian import SocketHolder
@@ -224,7 +224,20 @@ def bind(address: Address, *, plain: bool) -> socket.socket:
     return listening
 
 
-async def watch_certificates(listeners: Sequence[Listener], stop: asyncio.Event) -> None:
+class HasCertificate(Protocol):
+    """A listener whose TLS files may change while it runs."""
+
+    @property
+    def address(self) -> Address:
+        """Where it listens."""
+        ...
+
+    async def reload_certificate(self) -> bool:
+        """Use the files again if their content changed; returns whether it did. Raises `InvalidInput`."""
+        ...
+
+
+async def watch_certificates(listeners: Sequence[HasCertificate], stop: asyncio.Event) -> None:
     """Take changed TLS files into use until `stop` is set. Wrong or half-written files are reported once."""
     complained = ""
     while not await wait_for_any(stop, timeout_s=CERTIFICATE_LOOK_S):

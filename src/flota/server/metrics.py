@@ -6,9 +6,14 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from flota.server.sightings import SightingsWriter
+    from flota.transports.mqtt_server import MqttEndpoint
 
 GROUPS: Final = ("api", "artifacts", "update", "viam", "ddi", "healthz", "metrics", "other")
 """Values of the `group` label: which API a request went to."""
@@ -51,6 +56,10 @@ class Metrics:
         waiting = Gauge("flota_sightings_waiting", "Device sightings not yet in the database.", registry=self.registry)
         waiting.set_function(lambda: sightings.waiting)
 
+    def watch_mqtt(self, endpoint: MqttEndpoint) -> None:
+        """Show what the MQTT endpoint counts."""
+        self.registry.register(_MqttCollector(endpoint))
+
     def answered(self, path: str, status: int) -> None:
         """Count one answer; statuses are counted by class (`2xx`) but for 304, 401, 404 and 429, which tell most."""
         key = (group_of(path), status)
@@ -63,3 +72,33 @@ class Metrics:
     def exposition(self) -> tuple[bytes, str]:
         """Return the text for Prometheus and its media type."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+class _MqttCollector(Collector):
+    """Reads the endpoint's counters when Prometheus asks."""
+
+    def __init__(self, endpoint: MqttEndpoint) -> None:
+        self._endpoint = endpoint
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield gauges of what is there and counters of what happened."""
+        endpoint, counters = self._endpoint, self._endpoint.counters
+        yield GaugeMetricFamily("flota_mqtt_connections", "MQTT connections, all.", endpoint.connections)
+        yield GaugeMetricFamily("flota_mqtt_clients", "MQTT clients that were let in.", endpoint.connected)
+        yield GaugeMetricFamily("flota_mqtt_sessions", "MQTT sessions, kept ones included.", endpoint.core.sessions)
+        outcomes = CounterMetricFamily(
+            "flota_mqtt_connects", "MQTT connections by what became of them.", labels=["outcome"]
+        )
+        outcomes.add_metric(["admitted"], counters.admitted)
+        outcomes.add_metric(["refused"], counters.refused)
+        outcomes.add_metric(["turned-away"], counters.turned_away)
+        outcomes.add_metric(["failed-handshake"], counters.failed_handshakes)
+        yield outcomes
+        ends = CounterMetricFamily("flota_mqtt_cut_off", "MQTT connections that this server ended.", labels=["reason"])
+        ends.add_metric(["violation"], counters.violations)
+        ends.add_metric(["silent"], counters.timed_out)
+        ends.add_metric(["crash"], counters.crashes)
+        yield ends
+        yield CounterMetricFamily("flota_mqtt_received", "Messages that clients published.", counters.received)
+        dropped = endpoint.core.dropped + counters.dropped_answers
+        yield CounterMetricFamily("flota_mqtt_dropped", "Messages that a client did not get.", dropped)

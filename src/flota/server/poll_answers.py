@@ -46,7 +46,7 @@ CHANGES_REMEMBERED: Final = 20_000
 SHARED_MAX_AGE_S: Final = 5.0
 """How long an answer lives when other processes can write the database without this one hearing of it."""
 
-SEEN_EVERY_S: Final = 30.0
+SEEN_EVERY_S: Final = 60.0
 """How often an idle device that polls is noted as seen. One with something to do is noted each time: its silence is
 what a rollout judges."""
 
@@ -265,11 +265,10 @@ class PollAnswers:
 
     def _note_seen(self, known: _Known, now: datetime) -> None:
         if known.seen_due is None:
-            sighting = DeviceSighting(known.device_id, now, ROUTE, known.address)
+            self._sightings.record(known.scope, DeviceSighting(known.device_id, now, ROUTE, known.address))
         else:  # to the second, and without the address, which its first poll told: one statement for many devices
             known.seen_due = now + _SEEN_EVERY
-            sighting = DeviceSighting(known.device_id, now.replace(microsecond=0), ROUTE)
-        self._sightings.record(known.scope, sighting)
+            self._sightings.record_seen(known.scope, known.device_id, ROUTE, at=now.replace(microsecond=0))
 
     def _drop_oldest(self) -> None:
         for path, known in list(islice(self._known.items(), DROPPED_AT_ONCE)):

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
+from flota.boards.catalogue import board
+from flota.boards.model import Route
 from flota.errors import Conflict, InvalidInput, NotFound, Refused
 from flota.fleet.devices import Device, DeviceState
 from flota.fleet.releases import Release, ReleaseState
 from flota.fleet.rollouts import Rollout, RolloutPolicy, RolloutState, split_waves
 from flota.fleet.selectors import parse_selector
 from flota.fleet.storage import DeviceFilter, NewRollout
+from flota.fleet.things import parse_job_name
 from flota.server.catalogue import find_release
 
 if TYPE_CHECKING:
@@ -74,6 +77,9 @@ async def create_rollout(context: ServerContext, scope: Scope, wanted: RolloutRe
         else:
             selector = wanted.select or ""
             chosen = await _selected(transaction, scope, selector, release.type_name)
+        device_type = await transaction.device_type(scope, release.type_name)
+        if wanted.name is not None and Route.AWS_IOT in board(device_type.board).routes:
+            parse_job_name(wanted.name)
         name = await _free_name(transaction, scope, wanted.name, release)
         new = NewRollout(
             name=name,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,12 +23,14 @@ from flota.server.context import ServerContext, make_context, utc_now
 from flota.server.data_lock import hold_lock
 from flota.server.download_tokens import load_or_create_key
 from flota.server.first_start import ensure_admin_token, ensure_tenant
-from flota.server.listeners import Listener, TlsFiles, watch_certificates
+from flota.server.listeners import HasCertificate, Listener, TlsFiles, watch_certificates
 from flota.server.settings import Address, ServerSettings
 from flota.server.waiting import wait_for_any
 
 if TYPE_CHECKING:
     from flota.server.engine import Engine
+    from flota.server.mqtt_listeners import MqttListener
+    from flota.server.mqtt_service import MqttService
     from flota.store.database import Database
 
 DATA_DIRECTORY_MODE: Final = 0o700
@@ -48,6 +50,8 @@ class RunningServer:
     data: str
     http: str | None
     https: str | None
+    mqtt: str | None
+    mqtts: str | None
     public_url: str | None
     ca: str | None
     token_file: str | None
@@ -76,7 +80,9 @@ async def _opened_context(
     from flota.server.engine import Engine
     from flota.store.artifacts import ArtifactStore
     from flota.store.database import Database
+    from flota.store.schema import upgrade_apart
 
+    upgrade_apart(settings.effective_database_url)
     database: Database = await Database.open(settings.effective_database_url)
     try:
         settings.data.artifacts.mkdir(exist_ok=True)
@@ -117,24 +123,34 @@ async def _serve(
         listeners.append(Listener(app, settings.http))
     if settings.https is not None:
         listeners.append(Listener(app, settings.https, _tls_files(settings, authority, context.now())))
+    mqtt = _mqtt_service(context, authority)
     background_stop = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
     finished = True
     try:
         for listener in listeners:
             await listener.start()
+        context.own_url = next(map(_local_url, listeners), None)
+        certified: list[HasCertificate] = [*listeners]
+        if mqtt is not None:
+            await mqtt.start()
+            certified += mqtt.listeners
+            ports = {listener.scheme: listener.address.port for listener in mqtt.listeners}
+            context.mqtts_port = ports.get("mqtts")
         parts: dict[str, Awaitable[None]] = {
             "rollout engine": engine.run(background_stop),
             "artifact clean-up": ArtifactCleanup(context).run(background_stop),
             "sightings writer": context.sightings.run(background_stop),
-            "certificate watch": watch_certificates(listeners, background_stop),
+            "certificate watch": watch_certificates(certified, background_stop),
             "certificate renewal": _renew_certificate(context, authority, background_stop),
         }
+        if mqtt is not None:
+            parts["MQTT dialect"] = mqtt.run(background_stop)
         tasks = [asyncio.create_task(_named(part), name=name) for name, part in parts.items()]
         tasks += [
             asyncio.create_task(listener.wait_lost(), name=f"listener {listener.address}") for listener in listeners
         ]
-        running = _record(context, listeners, has_token=has_token)
+        running = _record(context, [*listeners, *(mqtt.listeners if mqtt is not None else ())], has_token=has_token)
         write_durably(settings.data.server_record, msgspec.json.format(msgspec.json.encode(running), indent=2) + b"\n")
         announce(running)
         await _until_stopped(stop, tasks)
@@ -143,7 +159,10 @@ async def _serve(
         context.stopping.set()
         context.journal.close()
         settings.data.server_record.unlink(missing_ok=True)
-        results = await asyncio.gather(*(listener.stop(settings.stop_grace_s) for listener in listeners))
+        stopping = [listener.stop(settings.stop_grace_s) for listener in listeners]
+        if mqtt is not None:
+            stopping.append(mqtt.stop(settings.stop_grace_s))
+        results = await asyncio.gather(*stopping)
         finished = all(results)
         background_stop.set()
         await _end(tasks)
@@ -183,7 +202,7 @@ async def _named(part: Awaitable[None]) -> None:
 async def _renew_certificate(context: ServerContext, authority: CertificateAuthority, stop: asyncio.Event) -> None:
     """Renew our own certificate while the server runs for years; the certificate watch takes it into use."""
     settings = context.settings
-    if settings.https is None or settings.tls_cert is not None:
+    if (settings.https is None and settings.mqtts is None) or settings.tls_cert is not None:
         await stop.wait()
         return
     while not await wait_for_any(stop, timeout_s=CERTIFICATE_CHECK_S):
@@ -200,10 +219,20 @@ def _tls_files(settings: ServerSettings, authority: CertificateAuthority, now: d
     return authority.ensure_server_certificate(settings.names, now=now)
 
 
-def _record(context: ServerContext, listeners: list[Listener], *, has_token: bool) -> RunningServer:
+def _mqtt_service(context: ServerContext, authority: CertificateAuthority) -> MqttService | None:
+    """Return the part that speaks MQTT; without a listener for it nothing of it is imported."""
+    settings = context.settings
+    if settings.mqtt is None and settings.mqtts is None:
+        return None
+    from flota.server.mqtt_service import MqttService
+
+    return MqttService(context, lambda: _tls_files(settings, authority, context.now()))
+
+
+def _record(context: ServerContext, listeners: Sequence[Listener | MqttListener], *, has_token: bool) -> RunningServer:
     settings = context.settings
     urls = {listener.scheme: _local_url(listener) for listener in listeners}
-    own_authority = settings.https is not None and settings.tls_cert is None
+    own_authority = (settings.https is not None or settings.mqtts is not None) and settings.tls_cert is None
     root = CertificateAuthority(settings.data.certificates).root_certificate
     return RunningServer(
         pid=os.getpid(),
@@ -212,6 +241,8 @@ def _record(context: ServerContext, listeners: list[Listener], *, has_token: boo
         data=_absolute(settings.data.root),
         http=urls.get("http"),
         https=urls.get("https"),
+        mqtt=urls.get("mqtt"),
+        mqtts=urls.get("mqtts"),
         public_url=settings.public_url,
         ca=_absolute(root) if own_authority else None,
         token_file=_absolute(settings.data.admin_token) if has_token else None,
@@ -222,7 +253,7 @@ def _absolute(path: Path) -> str:
     return str(path.absolute())
 
 
-def _local_url(listener: Listener) -> str:
+def _local_url(listener: Listener | MqttListener) -> str:
     """Return the URL by which this machine reaches a listener: every address includes the loopback one."""
     address = listener.address
     if address.is_wildcard:

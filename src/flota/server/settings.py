@@ -11,9 +11,13 @@ from urllib.parse import urlsplit
 
 from flota.errors import InvalidInput
 from flota.fleet.scope import DEFAULT_TENANT
+from flota.protocols.aws_ota import DataProtocol
+from flota.protocols.aws_streams import JsonPayload
 
 DEFAULT_HTTP: Final = "127.0.0.1:8080"
 DEFAULT_HTTPS: Final = "127.0.0.1:8443"
+DEFAULT_MQTT: Final = "127.0.0.1:1883"
+DEFAULT_MQTTS: Final = "127.0.0.1:8883"
 PORT_MAX: Final = 65_535
 HOST_NAME_MAX_LEN: Final = 253
 """RFC 1035 2.3.4: 255 octets on the wire are 253 characters of text."""
@@ -30,6 +34,9 @@ DEFAULT_VIAM_QUIET_S: Final = 180.0
 
 DEFAULT_POLL_JITTER_PERCENT: Final = 10
 """How far the time after which a device is to come back may lie from its type's interval."""
+
+DEFAULT_URL_LIFETIME_S: Final = 1_800
+"""How long the address of a file in a job document works: what AWS gives OTA updates."""
 
 DEFAULT_STOP_GRACE_S: Final = 30.0
 """How long a stopping server lets running responses finish."""
@@ -192,7 +199,7 @@ class DataDirectory:
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Everything `flota up` can be told. None for `http` or `https` means: no such listener.
+    """Everything `flota up` can be told. None for `http`, `https`, `mqtt` or `mqtts` means: no such listener.
 
     `public_url` is what devices are given; without it they get the address that they asked at.
     `names` are the host names and IP addresses for the server's certificate, besides localhost.
@@ -201,6 +208,10 @@ class ServerSettings:
     data: DataDirectory
     http: Address | None = None
     https: Address | None = None
+    mqtt: Address | None = None
+    mqtts: Address | None = None
+    assumed: frozenset[str] = frozenset()
+    """Listeners whose address nobody named: one that is taken by another program is left out, with a warning."""
     public_url: str | None = None
     names: tuple[str, ...] = ()
     tls_cert: Path | None = None
@@ -216,6 +227,14 @@ class ServerSettings:
     certificate_proxies: tuple[Network, ...] = ()
     """Where X-Controller-Id and X-Authority headers are believed: proxies that have checked a client certificate."""
     proxy_authorities: tuple[TrustedAuthority, ...] = ()
+    aws_iot_data: tuple[DataProtocol, ...] = (DataProtocol.MQTT,)
+    """How job documents offer a release's file; each device takes the way that it was built for."""
+    aws_iot_url_lifetime_s: int = DEFAULT_URL_LIFETIME_S
+    aws_iot_lenient_rejected: bool = False
+    """Whether a device may report REJECTED for what it has begun; AWS refuses that."""
+    aws_iot_json_payload: JsonPayload = JsonPayload.BASE64
+    aws_iot_events: bool = False
+    """Whether operators can watch `$aws/events/`."""
     proxy_device_type: str | None = None
     """What an unknown device becomes whose certificate such a proxy has checked; None turns it away."""
 

@@ -14,6 +14,9 @@ from flota.fleet.storage import DeviceSighting
 from flota.server.waiting import wait_for_any
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from datetime import datetime
+
     from flota.fleet.storage import Storage, Transaction
 
 BATCH_WINDOW_S: Final = 0.05
@@ -22,12 +25,18 @@ BATCH_WINDOW_S: Final = 0.05
 BATCH_MAX_ROWS: Final = 500
 """Batches of 200 wrote 74 000 rows/s on SQLite where single commits wrote 3 700 (docs/reference/server.md)."""
 
+SEEN_WINDOW_S: Final = 0.5
+SEEN_MAX_ROWS: Final = 2000
+"""Devices that told nothing new can wait longer, for larger batches: each costs the loop a change of threads."""
+
 WAITING_MAX: Final = 20_000
 """Devices whose sightings may wait while the database is away; the oldest give way then."""
 
 RETRY_PAUSE_S: Final = 1.0
 
 _Waiting = tuple[Scope, DeviceSighting]
+_Moment = tuple[Scope, str, "datetime"]
+"""Tenant, route and time that many devices share that were only seen."""
 
 _log = structlog.get_logger(__name__)
 
@@ -42,13 +51,17 @@ class SightingsWriter:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._waiting: dict[tuple[int, int], _Waiting] = {}
+        self._seen: dict[_Moment, list[int]] = {}
+        self._seen_waiting = 0
+        self._seen_pending = asyncio.Event()
+        self._seen_full = asyncio.Event()
         self._pending = asyncio.Event()
         self._full = asyncio.Event()
 
     @property
     def waiting(self) -> int:
         """Devices whose sightings are not written yet."""
-        return len(self._waiting)
+        return len(self._waiting) + self._seen_waiting
 
     def record(self, scope: Scope, sighting: DeviceSighting) -> None:
         """Take one sighting; it is written within `BATCH_WINDOW_S`, together with others'."""
@@ -63,8 +76,26 @@ class SightingsWriter:
         if len(self._waiting) >= BATCH_MAX_ROWS:
             self._full.set()
 
+    def record_seen(self, scope: Scope, device_id: int, route: str, *, at: datetime) -> None:
+        """Take that a device was heard and told nothing new; `at` is rounded, so that many share a statement."""
+        if self._seen_waiting >= WAITING_MAX:
+            self._drop_earliest_seen()
+        devices = self._seen.get((scope, route, at))
+        if devices is None:
+            devices = self._seen[scope, route, at] = []
+        devices.append(device_id)
+        self._seen_waiting += 1
+        if self._seen_waiting == 1:
+            self._seen_pending.set()
+        elif self._seen_waiting == SEEN_MAX_ROWS:
+            self._seen_full.set()
+
     async def flush(self) -> None:
         """Write all that waits, now. What could not be written waits again, and the error is raised."""
+        await self._flush_seen()
+        await self._flush_told()
+
+    async def _flush_told(self) -> None:
         self._pending.clear()
         self._full.clear()
         while self._waiting:
@@ -80,18 +111,55 @@ class SightingsWriter:
                     self._waiting[key] = (scope, merge_sightings(sighting, newer[1]) if newer else sighting)
                 raise
 
+    async def _flush_seen(self) -> None:
+        self._seen_pending.clear()
+        self._seen_full.clear()
+        seen, self._seen, self._seen_waiting = self._seen, {}, 0
+
+        async def write(transaction: Transaction) -> None:
+            for (scope, route, at), devices in seen.items():  # in the order of time: of a device the latest counts
+                await transaction.record_seen(scope, devices, route, at=at)
+
+        if not seen:
+            return
+        try:
+            await self._storage.write_at_once(write)
+        except BaseException:
+            for moment, devices in self._seen.items():
+                seen.setdefault(moment, []).extend(devices)
+            self._seen, self._seen_waiting = seen, sum(map(len, seen.values()))
+            raise
+
+    def _drop_earliest_seen(self) -> None:
+        earliest = next(iter(self._seen))
+        self._seen_waiting -= len(self._seen.pop(earliest))
+
     async def run(self, stop: asyncio.Event) -> None:
         """Write batches until `stop` is set, then write the rest. A failing database is tried again every second."""
-        while not stop.is_set():
-            await wait_for_any(self._pending, stop)
-            await wait_for_any(self._full, stop, timeout_s=BATCH_WINDOW_S)
-            try:
-                await self.flush()
-            except Exception as error:  # noqa: BLE001 - whatever the driver raises: the batch waits and is tried again
-                _log.warning("sightings.not_written", error=str(error), waiting=len(self._waiting))
-                self._pending.set()
-                await wait_for_any(stop, timeout_s=RETRY_PAUSE_S)
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._keep_writing(self._flush_told, self._pending, self._full, BATCH_WINDOW_S, stop))
+            both.create_task(
+                self._keep_writing(self._flush_seen, self._seen_pending, self._seen_full, SEEN_WINDOW_S, stop)
+            )
         await self.flush()
+
+    async def _keep_writing(
+        self,
+        flush: Callable[[], Awaitable[None]],
+        pending: asyncio.Event,
+        full: asyncio.Event,
+        window_s: float,
+        stop: asyncio.Event,
+    ) -> None:
+        while not stop.is_set():
+            await wait_for_any(pending, stop)
+            await wait_for_any(full, stop, timeout_s=window_s)
+            try:
+                await flush()
+            except Exception as error:  # noqa: BLE001 - whatever the driver raises: the batch waits and is tried again
+                _log.warning("sightings.not_written", error=str(error), waiting=self.waiting)
+                pending.set()
+                await wait_for_any(stop, timeout_s=RETRY_PAUSE_S)
 
     async def _write(self, batch: list[_Waiting]) -> None:
         by_tenant: dict[int, tuple[Scope, list[DeviceSighting]]] = {}

@@ -22,6 +22,8 @@ DECIDE_NOTHING: Final = frozenset(
         "artifacts",
         "audit",
         "execution_events",
+        "provisioning_templates",
+        "release_file_signatures",
         "release_sboms",
         "release_signatures",
         "rollout_devices",
@@ -32,7 +34,15 @@ DECIDE_NOTHING: Final = frozenset(
 """Tables from whose rows nothing follows for what a device is told when it asks whether there is something to do."""
 
 NEW_ROWS_DECIDE_NOTHING: Final = frozenset(
-    {"device_types", "devices", "gateway_token_devices", "gateway_tokens", "releases", "rollouts"}
+    {
+        "device_types",
+        "devices",
+        "gateway_token_devices",
+        "gateway_tokens",
+        "releases",
+        "rollouts",
+        "thing_certificates",
+    }
 )
 """A new row there concerns no device that was known before; changing one does."""
 

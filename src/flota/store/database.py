@@ -26,8 +26,9 @@ from flota.store.change_notes import ChangeNotes, note_statements, noting_in
 from flota.store.connections import open_engines, open_sqlite_at_once
 from flota.store.failures import as_flota_error
 from flota.store.queries.audit import AuditQueries
-from flota.store.queries.devices import DeviceQueries
+from flota.store.queries.certificates import CertificateQueries
 from flota.store.queries.gateway_tokens import GatewayTokenQueries
+from flota.store.queries.jobs import JobQueries
 from flota.store.queries.releases import ReleaseQueries
 from flota.store.queries.tenants import TenantQueries
 from flota.store.schema import bring_to_head
@@ -40,7 +41,9 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
-class DatabaseTransaction(TenantQueries, GatewayTokenQueries, DeviceQueries, ReleaseQueries, AuditQueries):
+class DatabaseTransaction(
+    TenantQueries, GatewayTokenQueries, CertificateQueries, ReleaseQueries, JobQueries, AuditQueries
+):
     """All queries on one connection; see the modules of `flota.store.queries`."""
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -9,8 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from flota.errors import Conflict
+from flota.store.connections import open_sqlite_at_once
 
-SCHEMA_HEAD: Final = "0003"
+SCHEMA_HEAD: Final = "0007"
 """The newest revision in `migrations/versions`; a test compares."""
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -25,6 +29,26 @@ async def bring_to_head(writers: AsyncEngine) -> None:
         if writers.dialect.name == "postgresql":
             await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
         await connection.run_sync(_upgrade_if_needed)
+
+
+def upgrade_apart(url: str) -> None:
+    """Run the missing migrations of a SQLite database in a child process, which takes alembic's 10 MiB with it.
+
+    For a server's start, before it has threads. Whatever does not succeed here is left for `bring_to_head`, which says
+    why; other databases are always left to it. Raises `InvalidInput` for another kind of URL.
+    """
+    engines = open_sqlite_at_once(url)
+    if engines is None or not hasattr(os, "fork") or threading.active_count() > 1:
+        return
+    writer, _reader = engines  # neither has connected yet
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            with writer.begin() as connection:
+                _upgrade_if_needed(connection)
+            writer.dispose()
+        os._exit(0)
+    os.waitpid(child, 0)
 
 
 def _upgrade_if_needed(connection: sa.Connection) -> None:

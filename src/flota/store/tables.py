@@ -117,6 +117,7 @@ device_types: Final = sa.Table(
     sa.Column("download_ahead", sa.Boolean, nullable=False, default=False),
     sa.Column("bootloader_idf_version", sa.Text),
     sa.Column("secure_boot_keys", sa.JSON, nullable=False, default=list),
+    sa.Column("code_certificates", sa.JSON, nullable=False, default=list),
     sa.UniqueConstraint("tenant_id", "name"),
     sqlite_autoincrement=True,
 )
@@ -193,6 +194,54 @@ gateway_token_devices: Final = sa.Table(
     sa.Column("device_name", sa.Text, primary_key=True),
 )
 
+provisioning_templates: Final = sa.Table(
+    "provisioning_templates",
+    metadata,
+    _id(),
+    _tenant(),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("type_id", sa.ForeignKey("device_types.id"), nullable=False),
+    sa.Column("thing_name", sa.Text, nullable=False),
+    sa.Column("unknown_devices", sa.String(16), nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("removed_at", UtcTime),
+    sqlite_autoincrement=True,
+)
+sa.Index(
+    "uq_provisioning_templates_live_name",
+    provisioning_templates.c.tenant_id,
+    provisioning_templates.c.name,
+    unique=True,
+    sqlite_where=provisioning_templates.c.removed_at.is_(None),
+    postgresql_where=provisioning_templates.c.removed_at.is_(None),
+)
+
+thing_certificates: Final = sa.Table(
+    "thing_certificates",
+    metadata,
+    _id(),
+    _tenant(),
+    # Of one tenant only: a connection says by its certificate whose it is.
+    sa.Column("fingerprint", sa.String(DIGEST_HEX_LEN), nullable=False, unique=True),
+    sa.Column("purpose", sa.String(16), nullable=False),
+    sa.Column("status", sa.String(24), nullable=False),
+    # None for claim certificates, and until a certificate that a claim asked for is provisioned.
+    sa.Column("device_id", sa.ForeignKey("devices.id"), index=True),
+    sa.Column("template_id", sa.ForeignKey("provisioning_templates.id")),
+    sa.Column("issued_here", sa.Boolean, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("pem", sa.Text, nullable=False),
+    sa.Column("not_before", UtcTime, nullable=False),
+    sa.Column("not_after", UtcTime, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("changed_at", UtcTime, nullable=False),
+    # While a certificate is rotated the one before works too, until then or until the new one is used.
+    sa.Column("ends_at", UtcTime),
+    sa.Column("ownership_token_sha256", sa.String(DIGEST_HEX_LEN), unique=True),
+    sa.Column("ownership_until", UtcTime),
+    sqlite_autoincrement=True,
+)
+
 artifacts: Final = sa.Table(
     "artifacts",
     metadata,
@@ -230,6 +279,8 @@ releases: Final = sa.Table(
     sa.Column("warnings", sa.JSON, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("changed_at", UtcTime, nullable=False),
+    sa.Column("certfile", sa.Text),
+    sa.Column("filepath", sa.Text),
     sa.UniqueConstraint("type_id", "sequence"),
     sqlite_autoincrement=True,
 )
@@ -249,6 +300,18 @@ release_signatures: Final = sa.Table(
     sa.Column("key_id", sa.Text, primary_key=True),
     sa.Column("algorithm", sa.Text, nullable=False),
     sa.Column("signature", sa.Text, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+)
+
+release_file_signatures: Final = sa.Table(
+    "release_file_signatures",
+    metadata,
+    sa.Column("release_id", sa.ForeignKey("releases.id"), primary_key=True),
+    # As devices know it: sig-sha256-ecdsa.
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("signature", sa.Text, nullable=False),
+    sa.Column("certificate", sa.Text, nullable=False),
+    sa.Column("certificate_sha256", sa.String(DIGEST_HEX_LEN), nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
 )
 
@@ -284,9 +347,11 @@ rollouts: Final = sa.Table(
     sa.Column("forced_at", UtcTime),
     sa.Column("confirm", sa.Boolean),
     sa.Column("maintenance", sa.Text),
+    sa.Column("job_id", sa.Text),
     sa.UniqueConstraint("tenant_id", "name"),
     sqlite_autoincrement=True,
 )
+sa.Index("uq_rollouts_job_id", rollouts.c.tenant_id, rollouts.c.job_id, unique=True)
 sa.Index("ix_rollouts_tenant_id_state", rollouts.c.tenant_id, rollouts.c.state)
 
 rollout_waves: Final = sa.Table(
@@ -325,6 +390,8 @@ executions: Final = sa.Table(
     sa.Column("started_at", UtcTime),
     sa.Column("finished_at", UtcTime),
     sa.Column("cancel_requested_at", UtcTime),
+    # When the time is over that a device gave itself for its present step (AWS IoT Jobs).
+    sa.Column("step_expires_at", UtcTime),
     sa.UniqueConstraint("rollout_id", "device_id"),
     sa.CheckConstraint(f"id BETWEEN 1 AND {EXECUTION_ID_MAX}", name="id_is_int32"),
     sqlite_autoincrement=True,

@@ -15,7 +15,7 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from flota.protocols.ameba_push import STALL_LIMIT_S, PushRecord, PushStage, push_stream_start
 from flota.protocols.ameba_push.sender import CLOSE_LIMIT_S, CONNECT_LIMIT_S
@@ -91,8 +91,7 @@ class PushConnection:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._limits.connect_s):
-                found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-                family, kind, protocol, _, address = found[0]
+                family, kind, protocol, _, address = await _resolved(loop, self._host, self._port)
                 connection = socket.socket(family, kind, protocol)
                 self._descriptor = connection.fileno()
                 self._reach(PushStage.NOT_CONNECTED)
@@ -108,32 +107,63 @@ class PushConnection:
             self._trouble = f"no answer within {self._limits.connect_s:g} s"
         except OSError as error:
             self._trouble = _said_by(error)
+        except UnicodeError:
+            self._trouble = "not a host name"
         else:
             return connection
         return None
 
     async def _send(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        view = memoryview(self._payload)
         try:
             async with asyncio.timeout(self._limits.stall_s):
                 await loop.sock_sendall(connection, self._start)
             self._reach(PushStage.INFO_SENT)
-            while self._handed < len(view):
-                try:
-                    # As much as the system takes: smaller pieces, or a sendall for each, cost a third of the speed.
-                    self._handed += connection.send(view[self._handed :])
-                except BlockingIOError:
-                    async with asyncio.timeout(self._limits.stall_s):
-                        await _writable(loop, connection)
-                else:
-                    self._tell_progress(connection)
+            await self._send_payload(loop, connection)
             self._reach(PushStage.ALL_SENT)
         except TimeoutError:
             self._trouble = f"the device took nothing for {self._limits.stall_s:g} s"
         except OSError as error:
             self._reset = isinstance(error, ConnectionResetError | BrokenPipeError)
             self._trouble = _said_by(error)
+
+    async def _send_payload(self, loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
+        """Hand over whatever the system takes, whenever it takes any. Raises `TimeoutError` or `OSError`.
+
+        Smaller pieces, a task or a timer for each of them cost a third of the speed.
+        """
+        view = memoryview(self._payload)
+        if not view:
+            return
+        ended: asyncio.Future[None] = loop.create_future()
+        progressed_at = loop.time()
+
+        def hand_over() -> None:
+            nonlocal progressed_at
+            try:
+                self._handed += connection.send(view[self._handed :])
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if not ended.done():
+                    ended.set_exception(error)
+                return
+            progressed_at = loop.time()
+            self._tell_progress(connection)
+            if self._handed == len(view) and not ended.done():
+                ended.set_result(None)
+
+        loop.add_writer(connection, hand_over)
+        try:
+            while not ended.done():
+                left_s = progressed_at + self._limits.stall_s - loop.time()
+                if left_s <= 0:
+                    raise TimeoutError
+                await asyncio.wait({ended}, timeout=left_s)
+            ended.result()
+        finally:
+            loop.remove_writer(connection)
+            ended.cancel()
 
     async def _read_until_closed(self, connection: socket.socket) -> None:
         """Return when the device has closed; whatever it says is thrown away, as the vendor's sender does."""
@@ -196,14 +226,12 @@ async def push(
     return await PushConnection(host, port, payload, limits=limits, on_progress=on_progress).run()
 
 
-async def _writable(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
-    """Return when the system takes bytes for this connection again."""
-    free = asyncio.Event()
-    loop.add_writer(connection, free.set)
-    try:
-        await free.wait()
-    finally:
-        loop.remove_writer(connection)
+async def _resolved(loop: asyncio.AbstractEventLoop, host: str, port: int) -> tuple[Any, ...]:
+    """Return the first address of a host; a numeric one is not asked of a resolver, which would cost a thread."""
+    with contextlib.suppress(OSError, UnicodeError):
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0]
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return found[0]
 
 
 def _said_by(error: OSError) -> str:

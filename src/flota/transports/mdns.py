@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ipaddress
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -26,6 +27,7 @@ from zeroconf import (
     ServiceStateChange,
     Zeroconf,
 )
+from zeroconf._dns import DNSService, DNSText
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from flota.errors import Conflict, InvalidInput
@@ -37,18 +39,27 @@ BOARDS_MAX: Final = 1000
 """Boards that are remembered; a network that announces more is not believed."""
 
 INSTANCE_MAX_BYTES: Final = 63
+TOGETHER_S: Final = 0.5
+"""Records of one announcement come in one packet, or close to one another."""
 
 
 @dataclass(frozen=True, slots=True)
 class BoardHeard:
     """A board was heard. `name` is the service's full name, `heard_at` seconds of `time.monotonic`.
 
-    `announcement` is None when the board took its service back or its records ran out.
+    `announcement` is None when the board took its service back or its records ran out. `text_at`: when its text was
+    last heard; other records may come without it, and what is known of it is then old.
     """
 
     name: str
     heard_at: float
     announcement: Announcement | None
+    text_at: float | None = None
+
+    @property
+    def text_is_fresh(self) -> bool:
+        """Whether the text came with this sighting."""
+        return self.text_at is not None and self.text_at >= self.heard_at - TOGETHER_S
 
 
 class BoardBrowser:
@@ -70,6 +81,7 @@ class BoardBrowser:
         self._records: _Records | None = None
         self._resolving: set[asyncio.Task[None]] = set()
         self._names: set[str] = set()
+        self._heard_at: dict[str, float] = {}
         self.boards: dict[str, BoardHeard] = {}
 
     async def __aenter__(self) -> Self:
@@ -94,6 +106,7 @@ class BoardBrowser:
     def _changed(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         if state_change is ServiceStateChange.Removed:
             self._names.discard(name)
+            self._heard_at.pop(name, None)
             if self.boards.pop(name, None) is not None and self._listener is not None:
                 self._listener(BoardHeard(name, time.monotonic(), None))
         elif len(self._names) < BOARDS_MAX:
@@ -105,58 +118,71 @@ class BoardBrowser:
             self._resolve(name)
 
     def _resolve(self, name: str) -> None:
-        heard_at = time.monotonic()
+        self._heard_at[name] = time.monotonic()
         if any(task.get_name() == name for task in self._resolving):
             return
-        task = asyncio.ensure_future(self._resolved(name, heard_at))
+        task = asyncio.ensure_future(self._resolved(name))
         task.set_name(name)
         self._resolving.add(task)
         task.add_done_callback(self._resolving.discard)
 
-    async def _resolved(self, name: str, heard_at: float) -> None:
+    async def _resolved(self, name: str) -> None:
         assert self._zeroconf is not None
+        assert self._records is not None
         try:
             info = AsyncServiceInfo(SERVICE_TYPE, name)
             if not await info.async_request(self._zeroconf.zeroconf, RESOLVE_LIMIT_MS):
                 return
         except (BadTypeInNameException, ValueError, OSError):
             return
-        announcement = announcement_of(name, info)
-        heard = BoardHeard(name, heard_at, announcement)
+        heard_at = self._heard_at.get(name)
+        if heard_at is None:
+            return  # taken back meanwhile
+        text = self._records.texts.get(name.lower())
+        announcement = announcement_of(name, info, None if text is None else text[1])
+        heard = BoardHeard(name, heard_at, announcement, None if text is None else text[0])
         self.boards[name] = heard
         if self._listener is not None:
             self._listener(heard)
 
 
 class _Records(RecordUpdateListener):
-    """Hears of every SRV record that arrives, known content or not."""
+    """Hears of every SRV record that arrives, known content or not; `texts` are the latest TXT records, and when."""
 
     def __init__(self, heard: Callable[[str], None]) -> None:
         super().__init__()
         self._heard = heard
+        self.texts: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
 
     def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
         """Tell of SRV records of boards; a record that is taken back (time to live 0) is no sign of life."""
-        for update in records:
-            name = update.new.name
-            if update.new.ttl == 0:
-                continue
-            if getattr(update.new, "port", None) is not None and name.lower().endswith(SERVICE_TYPE):
-                self._heard(name)
+        alive = [one.new for one in records if one.new.ttl and one.new.name.lower().endswith(SERVICE_TYPE)]
+        for record in alive:
+            if isinstance(record, DNSText):
+                self._note_text(record.name.lower(), record.text)
+        for record in alive:
+            if isinstance(record, DNSService):
+                self._heard(record.name)
+
+    def _note_text(self, name: str, text: bytes) -> None:
+        self.texts[name] = (time.monotonic(), text)
+        self.texts.move_to_end(name)
+        if len(self.texts) > BOARDS_MAX:
+            self.texts.popitem(last=False)
 
     def async_update_records_complete(self) -> None:
         """Nothing more is to do."""
 
 
-def announcement_of(name: str, info: Any) -> Announcement:
-    """Return what a resolved service says, cleaned."""
+def announcement_of(name: str, info: Any, text: bytes | None = None) -> Announcement:
+    """Return what a resolved service says, cleaned; `text` is a TXT record that is newer than the one in `info`."""
     instance = name[: -len(SERVICE_TYPE) - 1] if name.lower().endswith(SERVICE_TYPE) else name
     return Announcement(
         instance=clean_text(instance, max_len=FREE_TEXT_MAX_LEN),
         host=clean_text((info.server or "").rstrip("."), max_len=FREE_TEXT_MAX_LEN),
         port=info.port or 0,
         addresses=tuple(info.parsed_scoped_addresses()),
-        txt=parse_txt(info.text or b""),
+        txt=parse_txt(text if text is not None else info.text or b""),
     )
 
 

@@ -25,6 +25,9 @@ DIGEST_SIZE: Final = 32
 PSS_SALT_LEN: Final = 32
 """Bytes; as long as the digest, which is what verifiers on devices expect."""
 
+RAW_P256_SIZE: Final = 64
+"""Bytes of r and s, 32 each (RFC 7518 3.4)."""
+
 _PREHASHED: Final = utils.Prehashed(hashes.SHA256())
 _PSS: Final = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=PSS_SALT_LEN)
 _EXPECTED_KEYS: Final = "P-256, RSA-2048 or RSA-3072"
@@ -59,6 +62,12 @@ class FileSignatureWrong(Refused):
     code = "file-signature-wrong"
 
 
+class FileSignatureRaw(FileSignatureWrong):
+    """It is r and s one after the other (JWS, PKCS#11, WebCrypto), where devices read a DER sequence of both."""
+
+    code = "file-signature-raw"
+
+
 @dataclass(frozen=True, slots=True)
 class FilePublicKey:
     """A P-256 or RSA public key (SubjectPublicKeyInfo in PEM) and the algorithms that it may be used with."""
@@ -90,6 +99,7 @@ class FilePublicKey:
         key = load_public_key(self.pem)
         try:
             if isinstance(key, ec.EllipticCurvePublicKey):
+                _refuse_raw(signature)
                 key.verify(signature, digest, ec.ECDSA(_PREHASHED))
             else:
                 assert isinstance(key, rsa.RSAPublicKey)
@@ -135,6 +145,20 @@ class FilePrivateKey:
 
     def __repr__(self) -> str:
         return f"FilePrivateKey({', '.join(self.public.algorithms)})"
+
+
+def _refuse_raw(signature: bytes) -> None:
+    if len(signature) != RAW_P256_SIZE:
+        return
+    try:
+        utils.decode_dss_signature(signature)
+    except ValueError as error:
+        raise FileSignatureRaw(
+            "the signature is in raw form (r and s one after the other)",
+            expected="DER: SEQUENCE { INTEGER r, INTEGER s }, 70 to 72 bytes as a rule",
+            found=f"{len(signature)} bytes that are no DER",
+            hint="Let the signing tool write DER (or ASN.1): openssl dgst -sha256 -sign does.",
+        ) from error
 
 
 def _unsuited(key: object) -> BadKey:

@@ -68,6 +68,11 @@ class AmebaUpdate:
             self._flash.erase_sector(self._wrapped(self.target_address + offset))
             await self._pace.pay()
 
+    async def erase_sector(self, offset: int) -> None:
+        """Erase the sector that begins at `offset` bytes from the slot's start: a pull does so before each write."""
+        self._flash.erase_sector(self._wrapped(self.target_address + offset))
+        await self._pace.pay()
+
     async def write(self, offset: int, data: bytes) -> None:
         """Program `data` at `offset` bytes from the slot's start."""
         self._program(self.target_address + offset, data)

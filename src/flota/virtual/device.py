@@ -2,7 +2,7 @@
 
 A virtual device runs no machine code. Its app is healthy unless the image carries a marker of our sample firmware:
 `behaviour=crash` panics before it confirms itself, `never-confirm` hangs in its self-test until the watchdog bites,
-`lose-network` cannot reach anything and rejects itself.
+`lose-network` cannot reach anything and rejects itself, `fail-self-test` rejects itself for its own reasons.
 
 Source: docs/reference/virtual-devices.md, "A life".
 """
@@ -15,7 +15,7 @@ import enum
 import random
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from flota.errors import FlotaError
 from flota.virtual.events import DeviceEvent, EventKind, Listener
@@ -36,6 +36,8 @@ class Behaviour(enum.StrEnum):
     CRASH = "crash"
     NEVER_CONFIRM = "never-confirm"
     LOSE_NETWORK = "lose-network"
+    FAIL_SELF_TEST = "fail-self-test"
+    """Its own test of itself finds it wanting, and it says so."""
 
 
 def behaviour_of(app: RunningApp) -> Behaviour:
@@ -68,6 +70,8 @@ class AppContext:
     rng: random.Random
     reset_reason: ResetReason
     emit: Callable[[EventKind, str, Mapping[str, str | int | None]], None]
+    on_confirmed: Callable[[], None] = lambda: None
+    """Called by an agent that tests the app itself, when it has confirmed it."""
 
     def tell(self, kind: EventKind, text: str, **facts: str | int | None) -> None:
         """Tell the observer of an event."""
@@ -79,6 +83,15 @@ class Agent(Protocol):
 
     async def run(self, context: AppContext) -> None:
         """Look for updates and install them, for ever."""
+
+
+@runtime_checkable
+class SelfTestingAgent(Agent, Protocol):
+    """An agent that begins its work before the app is confirmed: test, confirmation and way back are its own."""
+
+    @property
+    def tests_the_app(self) -> bool:
+        """Whether it does."""
 
 
 class VirtualDevice:
@@ -183,10 +196,15 @@ class VirtualDevice:
             return
         app, slots = report.app, report.slots
         self.app = app
-        context = AppContext(self.identity, slots, self.nvs, self._pace, self._rng, reason, self._emit)
+        context = AppContext(
+            self.identity, slots, self.nvs, self._pace, self._rng, reason, self._emit, self._note_confirmed
+        )
         behaviour = behaviour_of(app)
         if behaviour is Behaviour.CRASH:
             await self._panic(app)
+        if app.awaits_confirmation and isinstance(self._agent, SelfTestingAgent) and self._agent.tests_the_app:
+            await self._agent.run(context)
+            return
         if app.awaits_confirmation:
             await self._self_test(app, slots, behaviour)
         self.confirmed = True
@@ -220,6 +238,8 @@ class VirtualDevice:
             self._note_failure(app, text)
             raise Restart(ResetReason.WATCHDOG, text)
         text = f"version {app.version} could not reach the network within {SELF_TEST_LIMIT_S:g} s"
+        if behaviour is Behaviour.FAIL_SELF_TEST:
+            text = f"version {app.version} failed its self-test"
         self._note_failure(app, text)
         try:
             slots.reject()
@@ -229,10 +249,15 @@ class VirtualDevice:
         self._tell(EventKind.REJECTED, f"version {app.version} rejected itself", version=app.version, slot=app.slot)
         raise Restart(ResetReason.SOFTWARE, text)
 
+    def _note_confirmed(self) -> None:
+        self.confirmed = True
+
     def _note_failure(self, app: RunningApp, text: str) -> None:
         self.nvs.set(LAST_PANIC_KEY, {"slot": app.slot, "sha256": app.sha256, "text": text})
 
     def _tell_boot(self, report: BootReport, reason: ResetReason) -> None:
+        for line in report.console:
+            self._tell(EventKind.SERIAL, line)
         for text in report.refused:
             self._tell(EventKind.REFUSED_IMAGE, f"boot loader refuses {text}")
         if report.app is None:

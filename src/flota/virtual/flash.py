@@ -265,7 +265,16 @@ class NorFlash:
         return cls(bytearray(b"\xff") * size, sector_size=sector_size, write_alignment=write_alignment)
 
     @classmethod
-    def open(cls, path: Path, size: int, *, sector_size: int = 4096, write_alignment: int = 4) -> Self:
+    def open(
+        cls,
+        path: Path,
+        size: int,
+        *,
+        sector_size: int = 4096,
+        write_alignment: int = 4,
+        power: Power | None = None,
+        name: str = "flash",
+    ) -> Self:
         """Return the flash kept in the file at `path`, made blank first if it is not there.
 
         The file is mapped: what an operation has done is in the file at once; a killed process has lost nothing of it.
@@ -281,7 +290,8 @@ class NorFlash:
             found = path.stat().st_size
             if found != size:
                 raise ValueError(f"{path} holds {found} bytes of flash, expected {size}")
-            return cls(mmap.mmap(file.fileno(), size), sector_size=sector_size, write_alignment=write_alignment)
+            memory = mmap.mmap(file.fileno(), size)
+            return cls(memory, sector_size=sector_size, write_alignment=write_alignment, power=power, name=name)
 
     @property
     def size(self) -> int:

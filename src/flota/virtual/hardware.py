@@ -21,6 +21,8 @@ class BootReport:
     refused: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     """What the boot loader wrote, as text."""
+    console: tuple[str, ...] = ()
+    """The lines that the boot loader printed."""
 
 
 class Hardware(Protocol):

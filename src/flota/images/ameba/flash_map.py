@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from flota.errors import NotFound
+from flota.images.flash_area import FlashArea
 
 MIB: Final = 1024 * 1024
 FLASH_BASE: Final = 0x0800_0000
@@ -21,21 +22,6 @@ SYSTEM_DATA: Final = 0x3000
 KM4_BOOT: Final = 0x4000
 OTA1: Final = 0x6000
 USER_DATA_SIZE: Final = 0x6000
-
-
-@dataclass(frozen=True, slots=True)
-class FlashArea:
-    """The half-open range `[offset, offset + size)` of the flash, in bytes."""
-
-    name: str
-    kind: str
-    offset: int
-    size: int
-
-    @property
-    def end(self) -> int:
-        """First offset after the area."""
-        return self.offset + self.size
 
 
 @dataclass(frozen=True, slots=True)

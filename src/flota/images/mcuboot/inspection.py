@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final
@@ -13,6 +14,7 @@ from flota.images.mcuboot.header import (
     ENCRYPTED,
     HAS_ADDRESS,
     HEADER_SIZE,
+    NO_FLAGS,
     ImageFlag,
     McubootHeader,
     flag_names,
@@ -35,13 +37,19 @@ from flota.images.mcuboot.tlvs import (
     TlvType,
 )
 from flota.images.mcuboot.trailer import MAGIC_SIZE, read_trailer
-from flota.images.model import Finding, ImageError, ImageFormat, Inspection, Property, Region
+from flota.images.model import Finding, ImageError, ImageFormat, Inspection, McubootFacts, Property, Region
 
 Buffer = bytes | memoryview
 
 TLVS_SHOWN: Final = 64
 """An area may hold 16,000 empty entries; nobody reads more rows than this."""
 DEPENDENCIES_SHOWN: Final = 8
+
+_VECTORS: Final = struct.Struct("<II")
+assert _VECTORS.size == 8
+_RAM_START: Final = 0x2000_0000
+_RAM_END: Final = 0x4000_0000
+"""Where Cortex-M cores have their RAM, the non-secure alias 0x3000_0000 of some chips included."""
 
 _WEAK: Final = frozenset({TlvType.ECDSA224})
 _SCHEMES: Final = {
@@ -74,6 +82,7 @@ def inspect_mcuboot(data: Buffer) -> Inspection:
         version=str(layout.header.version),
         validation_hash=digest.hex() if digest else None,
         secure_version=facts.security_counter if facts else None,
+        mcuboot=_boot_facts(data, layout),
         properties=(
             *_header_rows(layout.header),
             *_signed_rows(facts),
@@ -84,6 +93,22 @@ def inspect_mcuboot(data: Buffer) -> Inspection:
         findings=tuple(findings),
         markers=find_markers(data),
     )
+
+
+def _boot_facts(data: Buffer, layout: McubootLayout) -> McubootFacts:
+    header = layout.header
+    kinds = (span.kind for span in layout.unprotected.entries[:TLVS_SHOWN])
+    schemes = dict.fromkeys(Tlv(kind, b"").name for kind in kinds if kind in SIGNATURE_TYPES)
+    flags = () if header.flags == NO_FLAGS else tuple(flag_names(header.flags).split(", "))
+    return McubootFacts(header.header_size, tuple(schemes), flags, _entry(data, header))
+
+
+def _entry(data: Buffer, header: McubootHeader) -> int | None:
+    """Return where the firmware starts if it begins as a Cortex-M program does: a stack in RAM, an odd address."""
+    if header.image_size < _VECTORS.size:
+        return None
+    stack, reset = _VECTORS.unpack_from(data, header.header_size)
+    return reset - 1 if _RAM_START <= stack <= _RAM_END and stack % 4 == 0 and reset % 2 == 1 else None
 
 
 def _broken(data: Buffer, error: ImageError) -> Inspection:

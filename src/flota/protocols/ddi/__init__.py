@@ -25,6 +25,7 @@ from flota.protocols.ddi.attributes import (
     pack_config_data,
     parse_config_data,
 )
+from flota.protocols.ddi.basis import basis_line, is_inferred
 from flota.protocols.ddi.confirmation import (
     AutoConfirm,
     AutoConfirmRequest,
@@ -95,6 +96,8 @@ __all__ = [
     "Progress",
     "TooManyEntries",
     "action_id_of",
+    "basis_line",
+    "is_inferred",
     "merged_attributes",
     "pack_authorization",
     "pack_auto_confirm",

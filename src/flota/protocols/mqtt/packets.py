@@ -150,46 +150,80 @@ _SIGNALS: Final = frozenset({PacketType.PINGREQ, PacketType.PINGRESP, PacketType
 
 
 class PacketReader:
-    """Cuts a stream into packets. `max_packet_size` bounds a whole packet (bytes), and so what is ever kept."""
+    """Cuts a stream into packets. `max_packet_size` bounds a whole packet (bytes), and so what is ever kept.
+
+    `push` bytes, then `take` until it gives None; `feed` does both and parses. An idle reader keeps nothing.
+    """
+
+    __slots__ = ("_at", "_data", "_max", "_partial", "_wanted")
 
     def __init__(self, max_packet_size: int) -> None:
         self._max = max_packet_size
-        self._buffer = bytearray()
+        self._data: Buffer = b""
+        self._at = 0
+        self._partial: bytearray | None = None
+        self._wanted = 0
 
     @property
     def waiting(self) -> int:
-        """Bytes of a packet that has not come whole."""
-        return len(self._buffer)
+        """Bytes that are not cut into packets yet."""
+        return len(self._data) - self._at + (0 if self._partial is None else len(self._partial))
 
     def allow(self, max_packet_size: int) -> None:
         """Take packets up to this size from now on: before CONNECT is accepted less is allowed than after."""
         self._max = max_packet_size
 
+    def push(self, data: Buffer) -> None:
+        """Add what came. It is not copied if nothing waits, so it must not change until `take` gave None."""
+        partial = self._partial
+        if partial is not None:
+            partial += data
+            if len(partial) < self._wanted:
+                return
+            self._partial = None
+            data = bytes(partial)
+        elif self._at < len(self._data):
+            data = bytes(self._data[self._at :]) + bytes(data)
+        self._data = data
+        self._at = 0
+
+    def take(self) -> tuple[int, bytes] | None:
+        """Return the next packet as its first byte and its body, None until more comes.
+
+        Raises `MalformedPacket` and `PacketTooLarge`; it is over then.
+        """
+        data, at = self._data, self._at
+        size = len(data) - at
+        if size >= 2 and data[at + 1] < 0x80:  # nearly every packet: a length of one byte
+            start, length = at + 2, data[at + 1]
+        else:
+            head = _header_end(data, at)
+            if head is None:
+                self._keep(data, at, 0)
+                return None
+            start, length = head
+        end = start + length
+        if end - at > self._max:
+            raise PacketTooLarge(
+                "an MQTT packet is too large", expected=f"at most {self._max} bytes", found=f"{end - at} bytes"
+            )
+        if end > len(data):
+            self._keep(data, at, end - at)
+            return None
+        self._at = end
+        return data[at], bytes(data[start:end])
+
     def feed(self, data: Buffer) -> Iterator[Packet]:
         """Yield the packets that are complete now. Raises `MalformedPacket` and `PacketTooLarge`; it is over then."""
-        buffer = self._buffer
-        buffer += data
-        position = 0
-        try:
-            while True:
-                head = _header_end(buffer, position)
-                if head is None:
-                    return
-                start, length = head
-                if start - position + length > self._max:
-                    raise PacketTooLarge(
-                        "an MQTT packet is too large",
-                        expected=f"at most {self._max} bytes",
-                        found=f"{start - position + length} bytes",
-                    )
-                end = start + length
-                if end > len(buffer):
-                    return
-                packet = parse_packet(buffer[position], bytes(buffer[start:end]))
-                position = end
-                yield packet
-        finally:
-            del buffer[:position]
+        self.push(data)
+        while (cut := self.take()) is not None:
+            yield parse_packet(*cut)
+
+    def _keep(self, data: Buffer, at: int, wanted: int) -> None:
+        """Keep the beginning of a packet of `wanted` bytes (0 = unknown yet) until the rest comes."""
+        self._data, self._at = b"", 0
+        if at < len(data):
+            self._partial, self._wanted = bytearray(data[at:]), wanted
 
 
 def parse_packet(first: int, body: bytes) -> Packet:
@@ -366,7 +400,7 @@ def _text(raw: bytes, what: str) -> str:
     return text
 
 
-def _header_end(buffer: bytearray, position: int) -> tuple[int, int] | None:
+def _header_end(buffer: Buffer, position: int) -> tuple[int, int] | None:
     """Return (where the body begins, its length), None while the length has not come. Raises `MalformedPacket`."""
     length = 0
     for count in range(4):

@@ -1,6 +1,6 @@
 """The server's side of one MQTT connection, sans-IO: what may come when, keep-alive, messages in flight.
 
-Feed it bytes and the time; it yields what the application has to decide, and gathers what has to be sent. Which topics
+Feed it bytes and the time; it gives what the application has to decide, and gathers what has to be sent. Which topics
 a client may use, what a publish means and who gets it is the application's business.
 Source: docs/reference/mqtt.md; MQTT 3.1.1, sections 3.1 to 3.14 and 4.
 """
@@ -8,14 +8,12 @@ Source: docs/reference/mqtt.md; MQTT 3.1.1, sections 3.1 to 3.14 and 4.
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from flota.protocols.mqtt.errors import ProtocolViolation
 from flota.protocols.mqtt.packets import (
-    PACKET_ID_MAX,
     Acknowledgement,
     Connack,
     Connect,
@@ -29,9 +27,10 @@ from flota.protocols.mqtt.packets import (
     Subscribe,
     Unsubscribe,
     pack_packet,
+    parse_packet,
     publish_head,
 )
-from flota.protocols.mqtt.topics import matches
+from flota.protocols.mqtt.session import HELD_MAX_BYTES, IN_FLIGHT_MAX, QUEUED_MAX, MqttSession
 
 CONNECT_WITHIN_S: Final = 10.0
 """A connection that has not sent CONNECT by then is closed."""
@@ -44,38 +43,23 @@ PACKET_MAX_BYTES: Final = 128 * 1024 + 1024
 """AWS's limit of a message, and room for its topic."""
 
 SUBSCRIPTIONS_MAX: Final = 50
-IN_FLIGHT_MAX: Final = 100
-QUEUED_MAX: Final = 1000
-"""QoS 1 messages that wait for their turn; beyond it the oldest is dropped and counted."""
+
+_PUBACK: Final = PacketType.PUBACK << 4
+_PINGREQ: Final = PacketType.PINGREQ << 4
+_PINGRESP_BYTES: Final = pack_packet(Signal(PacketType.PINGRESP))
 
 
 @dataclass(frozen=True, slots=True)
 class MqttLimits:
-    """Bounds of one connection; sizes in bytes."""
+    """Bounds of one connection; sizes in bytes. `parent_too`: whether `a/#` covers `a`, which AWS's brokers deny."""
 
     connect_max: int = CONNECT_MAX_BYTES
     packet_max: int = PACKET_MAX_BYTES
     subscriptions: int = SUBSCRIPTIONS_MAX
     in_flight: int = IN_FLIGHT_MAX
     queued: int = QUEUED_MAX
-
-
-@dataclass(slots=True)
-class MqttSession:
-    """What outlives a connection of a client that asked for it (clean session 0)."""
-
-    client_id: str
-    subscriptions: dict[str, int] = field(default_factory=dict)
-    in_flight: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
-    """Packet id -> topic (UTF-8) and payload of QoS 1 messages that are not acknowledged."""
-    queued: deque[tuple[bytes, bytes]] = field(default_factory=deque)
-    last_id: int = 0
-    dropped: int = 0
-
-    def qos_for(self, topic: str, *, parent_too: bool = True) -> int | None:
-        """Return the highest QoS of a subscription that covers `topic`, None without one."""
-        found = [qos for text, qos in self.subscriptions.items() if matches(text, topic, parent_too=parent_too)]
-        return max(found, default=None)
+    held_max: int = HELD_MAX_BYTES
+    parent_too: bool = False
 
 
 class _Phase(enum.Enum):
@@ -89,18 +73,43 @@ Event = Connect | Publish | Subscribe | Unsubscribe | Signal
 """What the application hears: CONNECT (answer with `accept` or `refuse`), PUBLISH (`acknowledge` at QoS 1),
 SUBSCRIBE (`grant`), UNSUBSCRIBE (`confirm_unsubscribed`), DISCONNECT (the only Signal)."""
 
+_DEFAULT_LIMITS: Final = MqttLimits()
+_NOBODY: Final = MqttSession("")
+"""Stands in until CONNECT is accepted; nothing is ever written to it."""
+
 
 class ServerConnection:
-    """One connection. `take_output` gives what to send; after a `MqttError` or DISCONNECT it is over."""
+    """One connection. `take_output` gives what to send; after a `MqttError` or DISCONNECT it is over.
 
-    def __init__(self, limits: MqttLimits | None = None, *, now: float = 0.0) -> None:
-        self.limits = limits or MqttLimits()
-        self.session = MqttSession("")
+    `holder` is whoever moves its bytes: nothing here looks at it.
+    """
+
+    __slots__ = (
+        "_answer_qos",
+        "_congested",
+        "_deadline",
+        "_output",
+        "_phase",
+        "_reader",
+        "connect",
+        "holder",
+        "limits",
+        "session",
+    )
+
+    def __init__(
+        self, limits: MqttLimits | None = None, *, now: float = 0.0, connect_within_s: float = CONNECT_WITHIN_S
+    ) -> None:
+        self.limits = limits or _DEFAULT_LIMITS
+        self.session = _NOBODY
         self.connect: Connect | None = None
+        self.holder: object = None
         self._reader = PacketReader(self.limits.connect_max)
         self._phase = _Phase.NEW
         self._output: list[bytes] = []
-        self._deadline: float | None = now + CONNECT_WITHIN_S
+        self._deadline: float | None = now + connect_within_s
+        self._congested = False
+        self._answer_qos: tuple[bytes, int] | None = None
 
     @property
     def deadline(self) -> float | None:
@@ -112,6 +121,11 @@ class ServerConnection:
         """Whether CONNECT was accepted and nothing has ended it."""
         return self._phase is _Phase.OPEN
 
+    @property
+    def has_output(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._output)
+
     def take_output(self) -> list[bytes]:
         """Return what has to be sent now, in order."""
         output, self._output = self._output, []
@@ -119,35 +133,50 @@ class ServerConnection:
 
     # --- what comes in ------------------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes, *, now: float) -> Iterator[Event]:
-        """Yield what the bytes say. Raises `MalformedPacket`, `PacketTooLarge`, `ProtocolViolation`: close then."""
-        for packet in self._reader.feed(data):
-            if self._phase is _Phase.CLOSED:
-                return
-            if self.connect is not None and self.connect.keep_alive:
-                self._deadline = now + KEEP_ALIVE_FACTOR * self.connect.keep_alive
-            event = self._take(packet)
+    def feed(self, data: bytes, *, now: float) -> None:
+        """Add bytes; any of them put off the keep-alive's deadline."""
+        self._reader.push(data)
+        if self._phase is _Phase.OPEN:
+            self._put_off(now)
+
+    def next_event(self) -> Event | None:
+        """Return what came next, None until more does or while CONNECT is not answered (a client need not wait: 3.1.4).
+
+        Raises `MalformedPacket`, `PacketTooLarge`, `ProtocolViolation`: close then.
+        """
+        take = self._reader.take
+        while self._phase is _Phase.OPEN or self._phase is _Phase.NEW:
+            cut = take()
+            if cut is None:
+                return None
+            first, body = cut
+            if first == _PUBACK and self._phase is _Phase.OPEN and len(body) == 2 and body != b"\0\0":
+                self._acknowledged(body[0] << 8 | body[1])
+                continue
+            if first == _PINGREQ and self._phase is _Phase.OPEN and not body:
+                self._output.append(_PINGRESP_BYTES)
+                continue
+            event = self._take(parse_packet(first, body))
             if event is not None:
-                yield event
+                return event
+        return None
+
+    def receive(self, data: bytes, *, now: float) -> Iterator[Event]:
+        """Feed, and yield every event that there is then."""
+        self.feed(data, now=now)
+        while (event := self.next_event()) is not None:
+            yield event
 
     def _take(self, packet: Packet) -> Event | None:
         if self._phase is _Phase.NEW:
             return self._first(packet)
-        if self._phase is not _Phase.OPEN:
-            raise ProtocolViolation("a packet before the answer to CONNECT")
         match packet:
             case Publish() | Subscribe() | Unsubscribe():
                 return packet
-            case Acknowledgement(PacketType.PUBACK, packet_id):
-                self._acknowledged(packet_id)
-                return None
-            case Signal(PacketType.PINGREQ):
-                self._send(Signal(PacketType.PINGRESP))
-                return None
             case Signal(PacketType.DISCONNECT):
                 self._phase = _Phase.CLOSED
                 return packet
-            case Acknowledgement():
+            case Acknowledgement(PacketType.PUBACK | PacketType.PUBREC | PacketType.PUBREL | PacketType.PUBCOMP):
                 return None  # parts of QoS 2, which nothing of ours began
             case Connect():
                 raise ProtocolViolation("a second CONNECT")
@@ -163,16 +192,17 @@ class ServerConnection:
     # --- answers ------------------------------------------------------------------------------------------------------
 
     def accept(self, session: MqttSession, *, present: bool, now: float) -> None:
-        """Accept CONNECT with `session`; messages that were not acknowledged are sent again."""
+        """Accept CONNECT with `session`; messages that were not acknowledged are sent again, then those that wait."""
         assert self.connect is not None
         self.session = session
         self._phase = _Phase.OPEN
         self._reader.allow(self.limits.packet_max)
-        keep_alive = self.connect.keep_alive
-        self._deadline = now + KEEP_ALIVE_FACTOR * keep_alive if keep_alive else None
+        self._deadline = None
+        self._put_off(now)
         self._send(Connack(ConnectReturn.ACCEPTED, present))
         for packet_id, (topic, payload) in session.in_flight.items():
             self._output += [publish_head(topic, len(payload), qos=1, flags=8, packet_id=packet_id), payload]
+        self._send_queued()
 
     def refuse(self, code: ConnectReturn) -> None:
         """Refuse CONNECT; the connection has to be closed after the output."""
@@ -182,7 +212,7 @@ class ServerConnection:
     def acknowledge(self, publish: Publish) -> None:
         """Acknowledge a PUBLISH of QoS 1; the other ones get nothing (AWS acknowledges no QoS 2)."""
         if publish.qos == 1 and publish.packet_id is not None:
-            self._send(Acknowledgement(PacketType.PUBACK, publish.packet_id))
+            self._output.append(b"\x40\x02" + publish.packet_id.to_bytes(2, "big"))
 
     def grant(self, subscribe: Subscribe, granted: Iterable[int]) -> None:
         """Answer SUBSCRIBE with a QoS, or `SUBACK_FAILURE`, for each of its filters, and keep the granted ones.
@@ -193,6 +223,7 @@ class ServerConnection:
         for (text, _), code in zip(subscribe.filters, codes, strict=True):
             if code <= 2:
                 self.session.subscriptions[text] = code
+        self._answer_qos = None
         if len(self.session.subscriptions) > self.limits.subscriptions:
             raise ProtocolViolation("too many subscriptions", expected=f"at most {self.limits.subscriptions}")
         self._send(Suback(subscribe.packet_id, codes))
@@ -201,47 +232,86 @@ class ServerConnection:
         """Drop the subscriptions and say so."""
         for text in unsubscribe.filters:
             self.session.subscriptions.pop(text, None)
+        self._answer_qos = None
         self._send(Acknowledgement(PacketType.UNSUBACK, unsubscribe.packet_id))
-
-    def send_publish(self, topic: bytes, payload: bytes, *, qos: int = 0) -> None:
-        """Send a message; at QoS 1 it is kept until it is acknowledged, and waits its turn behind others."""
-        if qos == 0:
-            self._output += [publish_head(topic, len(payload)), payload]
-            return
-        if len(self.session.in_flight) >= self.limits.in_flight:
-            self._queue(topic, payload)
-            return
-        self._send_kept(topic, payload)
 
     def close(self) -> None:
         """Note that the connection is over."""
         self._phase = _Phase.CLOSED
 
+    # --- messages to the client ---------------------------------------------------------------------------------------
+
+    def answer_qos(self, topic: bytes) -> int:
+        """Return the QoS of the subscription that covers `topic` (UTF-8), 0 without one. The last answer is kept."""
+        kept = self._answer_qos
+        if kept is not None and kept[0] == topic:
+            return kept[1]
+        qos = self.session.qos_for(topic.decode("utf-8", "replace"), parent_too=self.limits.parent_too) or 0
+        self._answer_qos = (topic, qos)
+        return qos
+
+    def send_publish(self, topic: bytes, payload: bytes, *, qos: int = 0, flags: int = 0) -> None:
+        """Send a message; at QoS 1 it is kept until it is acknowledged, and waits its turn behind others."""
+        self.send_all(topic, (payload,), qos=qos, flags=flags)
+
+    def send_all(self, topic: bytes, payloads: Iterable[bytes], *, qos: int = 0, flags: int = 0) -> None:
+        """Send messages to one topic, in order. Nothing is copied but their heads."""
+        append = self._output.append
+        size, head = -1, b""
+        for payload in payloads:
+            if qos and not self._may_fly(len(payload)):
+                limits = self.limits
+                self.session.queue(topic, payload, queued_max=limits.queued, held_max=limits.held_max)
+                continue
+            if len(payload) != size:
+                size = len(payload)
+                head = publish_head(topic, size, qos=qos, flags=flags)
+            if qos:
+                append(head[:-2] + self.session.start_flight(topic, payload).to_bytes(2, "big"))
+            else:
+                append(head)
+            append(payload)
+
+    def set_congested(self, *, congested: bool) -> None:
+        """Hear from the holder that the client reads too slowly, or no longer: messages of QoS 1 wait meanwhile."""
+        self._congested = congested
+        if not congested:
+            self._send_queued()
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the client reads too slowly."""
+        return self._congested
+
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _queue(self, topic: bytes, payload: bytes) -> None:
-        session = self.session
-        session.queued.append((topic, payload))
-        if len(session.queued) > self.limits.queued:
-            session.queued.popleft()
-            session.dropped += 1
-
-    def _send_kept(self, topic: bytes, payload: bytes) -> None:
-        session = self.session
-        packet_id = session.last_id
-        while True:
-            packet_id = packet_id % PACKET_ID_MAX + 1
-            if packet_id not in session.in_flight:
-                break
-        session.last_id = packet_id
-        session.in_flight[packet_id] = (topic, payload)
-        self._output += [publish_head(topic, len(payload), qos=1, packet_id=packet_id), payload]
+    def _may_fly(self, size: int) -> bool:
+        session, limits = self.session, self.limits
+        return (
+            session.queued is None
+            and not self._congested
+            and len(session.in_flight) < limits.in_flight
+            and session.held_bytes + size <= limits.held_max
+        )
 
     def _acknowledged(self, packet_id: int) -> None:
+        self.session.acknowledged(packet_id)
+        if self.session.queued is not None:
+            self._send_queued()
+
+    def _send_queued(self) -> None:
         session = self.session
-        session.in_flight.pop(packet_id, None)
-        while session.queued and len(session.in_flight) < self.limits.in_flight:
-            self._send_kept(*session.queued.popleft())
+        while not self._congested and len(session.in_flight) < self.limits.in_flight:
+            message = session.next_queued()
+            if message is None:
+                return
+            topic, payload = message
+            packet_id = session.start_flight(topic, payload)
+            self._output += [publish_head(topic, len(payload), qos=1, packet_id=packet_id), payload]
+
+    def _put_off(self, now: float) -> None:
+        if self.connect is not None and self.connect.keep_alive:
+            self._deadline = now + KEEP_ALIVE_FACTOR * self.connect.keep_alive
 
     def _send(self, packet: Packet) -> None:
         self._output.append(pack_packet(packet))

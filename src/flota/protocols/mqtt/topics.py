@@ -26,8 +26,9 @@ def is_valid_filter(topic_filter: str) -> bool:
 
 def is_valid_topic(topic: str) -> bool:
     """Return whether it is a name to publish to: no wildcards, within our limits."""
-    fits = len(topic.encode("utf-8", "replace")) <= TOPIC_MAX_BYTES and topic.count("/") < LEVELS_MAX
-    return bool(topic) and fits and not any(wildcard in topic for wildcard in "+#")
+    if not topic or "+" in topic or "#" in topic or topic.count("/") >= LEVELS_MAX:
+        return False
+    return len(topic) <= TOPIC_MAX_BYTES // 4 or len(topic.encode("utf-8", "replace")) <= TOPIC_MAX_BYTES
 
 
 def matches(topic_filter: str, topic: str, *, parent_too: bool = True) -> bool:

@@ -13,7 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flota.errors import Conflict
 from flota.fleet.audit import canonical_json
+from flota.fleet.changes import Changes
 from flota.fleet.scope import Scope
+from flota.store.change_notes import concerning
 
 T = TypeVar("T")
 
@@ -56,14 +58,19 @@ class Queries:
         row: sa.Row[Any] | None = (await self._connection.execute(statement)).one_or_none()
         return row
 
-    async def _insert_unique(self, table: sa.Table, values: Mapping[str, object], conflict: Conflict) -> int:
+    async def _insert_unique(
+        self, table: sa.Table, values: Mapping[str, object], conflict: Conflict, *, concerns: Changes | None = None
+    ) -> int:
         """Insert one row and return its id; raises `conflict` if a unique constraint refuses it.
+
+        `concerns`: whom, where a new row of this table concerns somebody.
 
         The transaction stays usable after a refusal: the row is passed over, nothing has failed.
         """
         insert = postgresql.insert if self._connection.dialect.name == "postgresql" else sqlite.insert
         statement = insert(table).values(**values).on_conflict_do_nothing().returning(table.c.id)
-        new_id = (await self._connection.execute(statement)).scalar_one_or_none()
+        options = {} if concerns is None else concerning(concerns)
+        new_id = (await self._connection.execute(statement, execution_options=options)).scalar_one_or_none()
         if new_id is None:
             raise conflict
         return int(new_id)

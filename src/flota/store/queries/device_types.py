@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -169,6 +169,24 @@ class DeviceTypeQueries(Queries):
             self._audit(scope, "type.boot-facts-set", f"type:{type_name}", changes, now=now)
         return await self.device_type(scope, type_name)
 
+    async def set_code_certificates(
+        self, scope: Scope, type_name: str, certificates: Mapping[str, str], *, now: datetime
+    ) -> DeviceType:
+        """Return the type with `certificates` (hex SHA-256 -> PEM) instead of its old ones; releases stay as they are.
+
+        Raises `NotFound`.
+        """
+        row = await self._device_type_row(scope, type_name, for_update=True)
+        wanted = list(certificates.values())
+        if row.code_certificates != wanted:
+            await self._connection.execute(
+                sa.update(device_types).where(device_types.c.id == row.id).values(code_certificates=wanted),
+                execution_options=concerning(NO_CHANGES),  # signatures are judged when a release is published
+            )
+            details = {"certificates": sorted(certificates)}
+            self._audit(scope, "type.code-certificates-set", f"type:{type_name}", details, now=now)
+        return await self.device_type(scope, type_name)
+
     async def _device_type_row(self, scope: Scope, name: str, *, for_update: bool = False) -> sa.Row[Any]:
         statement = sa.select(device_types).where(
             device_types.c.tenant_id == scope.tenant_id, device_types.c.name == name
@@ -213,4 +231,5 @@ def _device_type(row: sa.Row[Any]) -> DeviceType:
         download_ahead=row.download_ahead,
         bootloader_idf_version=row.bootloader_idf_version,
         secure_boot_keys=tuple(row.secure_boot_keys),
+        code_certificates=tuple(row.code_certificates),
     )

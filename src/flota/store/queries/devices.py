@@ -39,15 +39,26 @@ _REPORTED: Final = ("address", "running_version", "running_hash", "running_md5")
 
 _SIGHTED: Final = (
     sa.update(devices)
-    .where(devices.c.tenant_id + 0 == sa.bindparam("sighted_tenant"), devices.c.removed_at.is_(None))  # found by id
+    .where(
+        devices.c.id == sa.bindparam("sighted_id"),
+        devices.c.tenant_id + 0 == sa.bindparam("sighted_tenant"),  # found by id
+        devices.c.removed_at.is_(None),
+    )
     .values(
         last_seen_at=sa.bindparam("seen_at"),
         last_route=sa.bindparam("seen_route"),
         **{name: sa.func.coalesce(sa.bindparam(f"new_{name}"), devices.c[name]) for name in _REPORTED},
     )
 )
-_SIGHTED_ALONE: Final = _SIGHTED.where(devices.c.id == sa.bindparam("sighted_id"))
-_SIGHTED_TOGETHER: Final = _SIGHTED.where(devices.c.id.in_(sa.bindparam("sighted_ids", expanding=True)))
+_SEEN: Final = (
+    sa.update(devices)
+    .where(
+        devices.c.id.in_(sa.bindparam("seen_ids", expanding=True)),
+        devices.c.tenant_id + 0 == sa.bindparam("seen_tenant"),
+        devices.c.removed_at.is_(None),
+    )
+    .values(last_seen_at=sa.bindparam("seen_at"), last_route=sa.bindparam("seen_route"))
+)
 
 _IDENTITY: Final = frozenset(devices.c.keys()) - {
     "running_version",
@@ -282,30 +293,22 @@ class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
     async def record_sightings(self, scope: Scope, sightings: Sequence[DeviceSighting]) -> None:
         """Store when and how devices were last heard; devices that are gone are passed over.
 
-        Those of which the same is told share a statement.
         Not audited: hearing from a device is no decision.
         """
-        told: dict[tuple[object, ...], list[int]] = {}
-        for sighting in sorted(sightings, key=lambda sighting: sighting.at):
-            key = (sighting.at, sighting.route, *(getattr(sighting, name) for name in _REPORTED))
-            told.setdefault(key, []).append(sighting.device_id)
-        names = ("sighted_tenant", "seen_at", "seen_route", *(f"new_{name}" for name in _REPORTED))
-        alone: list[dict[str, object]] = []
+        names = ("sighted_tenant", "sighted_id", "seen_at", "seen_route", *(f"new_{name}" for name in _REPORTED))
+        rows = [
+            (scope.tenant_id, one.device_id, one.at, one.route, *(getattr(one, name) for name in _REPORTED))
+            for one in sorted(sightings, key=lambda one: one.at)  # of a device the latest counts
+        ]
+        if rows:
+            told = [dict(zip(names, row, strict=True)) for row in rows]
+            await self._connection.execute(_SIGHTED, told, execution_options=concerning(NO_CHANGES))
 
-        async def write_alone() -> None:
-            if alone:
-                await self._connection.execute(_SIGHTED_ALONE, alone, execution_options=concerning(NO_CHANGES))
-                alone.clear()
-
-        for key, ids in told.items():  # in the order of time: of a device the latest counts
-            row = dict(zip(names, (scope.tenant_id, *key), strict=True))
-            if len(ids) == 1:
-                alone.append({**row, "sighted_id": ids[0]})
-                continue
-            await write_alone()
-            together = {**row, "sighted_ids": ids}
-            await self._connection.execute(_SIGHTED_TOGETHER, together, execution_options=concerning(NO_CHANGES))
-        await write_alone()
+    async def record_seen(self, scope: Scope, device_ids: Sequence[int], route: str, *, at: datetime) -> None:
+        """Store for many devices that they were heard at that time, in one statement; those gone are passed over."""
+        for batch in in_batches(device_ids):
+            row = {"seen_tenant": scope.tenant_id, "seen_ids": batch, "seen_at": at, "seen_route": route}
+            await self._connection.execute(_SEEN, row, execution_options=concerning(NO_CHANGES))
 
     async def set_device_attributes(
         self, scope: Scope, device_id: int, attributes: Mapping[str, str], *, requested: bool, now: datetime
@@ -339,6 +342,14 @@ class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
     async def _find_device(self, scope: Scope, condition: sa.ColumnElement[bool]) -> Device | None:
         row = await self._row(_SELECT_DEVICE.where(*_visible(scope), condition))
         return None if row is None else _device(row)
+
+    async def _live_devices(self, device_ids: Sequence[int]) -> Mapping[int, Device]:
+        """Return devices by id, of whichever tenants; those that were removed are left out."""
+        found: dict[int, Device] = {}
+        for batch in in_batches(device_ids):
+            rows = await self._rows(_SELECT_DEVICE.where(devices.c.id.in_(batch), devices.c.removed_at.is_(None)))
+            found |= {row.id: _device(row) for row in rows}
+        return found
 
     async def _lock_device(self, scope: Scope, name: str) -> Device:
         row = await self._row(

@@ -30,7 +30,7 @@ from flota.store.failures import is_unique_violation
 from flota.store.queries.base import Queries
 from flota.store.tables import devices, execution_events, executions, releases, rollouts
 
-_SELECT_EXECUTION: Final = sa.select(executions, devices.c.name.label("device_name")).join(
+SELECT_EXECUTION: Final = sa.select(executions, devices.c.name.label("device_name")).join(
     devices, devices.c.id == executions.c.device_id
 )
 
@@ -43,21 +43,22 @@ _WRITTEN: Final = (
     "started_at",
     "finished_at",
     "cancel_requested_at",
+    "step_expires_at",
 )
 """Columns that a change may replace; the others are fixed when the wave opens."""
 
 
-_OF_DEVICES: Final = sa.and_(
+OF_DEVICES: Final = sa.and_(
     executions.c.device_id.in_(sa.bindparam("device_ids", expanding=True)),
     executions.c.tenant_id + 0 == sa.bindparam("tenant_id"),
 )
 """The sum keeps SQLite from the index by tenant: it would read all that the tenant has in these states, each time."""
 
 _NEXT_EXECUTIONS: Final = (
-    _SELECT_EXECUTION.join(rollouts, rollouts.c.id == executions.c.rollout_id)
+    SELECT_EXECUTION.join(rollouts, rollouts.c.id == executions.c.rollout_id)
     .join(releases, releases.c.id == executions.c.release_id)
     .where(
-        _OF_DEVICES,
+        OF_DEVICES,
         executions.c.state.in_(sorted(OPEN_STATES)),
         devices.c.state == DeviceState.ACCEPTED.value,
         devices.c.removed_at.is_(None),
@@ -83,13 +84,13 @@ def _latest_executions(without_detail: str) -> sa.Select[Any]:
     ranked = (
         sa.select(executions.c.id, rank.label("rank"))
         .where(
-            _OF_DEVICES,
+            OF_DEVICES,
             executions.c.state == sa.bindparam("wanted_state"),
             executions.c.details[without_detail].as_string().is_(None),
         )
         .subquery()
     )
-    return _SELECT_EXECUTION.join(ranked, ranked.c.id == executions.c.id).where(ranked.c.rank == 1)
+    return SELECT_EXECUTION.join(ranked, ranked.c.id == executions.c.id).where(ranked.c.rank == 1)
 
 
 class ExecutionQueries(Queries):
@@ -98,11 +99,11 @@ class ExecutionQueries(Queries):
     async def execution(self, scope: Scope, execution_id: int) -> Execution:
         """Return the execution; raises `NotFound`."""
         row = await self._row(
-            _SELECT_EXECUTION.where(executions.c.id == execution_id, executions.c.tenant_id == scope.tenant_id)
+            SELECT_EXECUTION.where(executions.c.id == execution_id, executions.c.tenant_id == scope.tenant_id)
         )
         if row is None:
             raise NotFound("no such execution", found=execution_id)
-        return _execution(row)
+        return execution_of(row)
 
     async def list_executions(
         self,
@@ -114,7 +115,7 @@ class ExecutionQueries(Queries):
         limit: int = 10_000,
     ) -> Sequence[Execution]:
         """Return at most `limit` executions that fulfil all given conditions, oldest first."""
-        statement = _SELECT_EXECUTION.where(executions.c.tenant_id == scope.tenant_id)
+        statement = SELECT_EXECUTION.where(executions.c.tenant_id == scope.tenant_id)
         if rollout_id is not None:
             statement = statement.where(executions.c.rollout_id == rollout_id)
         if device_id is not None:
@@ -122,7 +123,7 @@ class ExecutionQueries(Queries):
         if states is not None:
             statement = statement.where(executions.c.state.in_(sorted(states)))
         rows = await self._rows(statement.order_by(executions.c.id).limit(limit))
-        return tuple(_execution(row) for row in rows)
+        return tuple(execution_of(row) for row in rows)
 
     async def next_execution(self, scope: Scope, device_id: int) -> Execution | None:
         """Return what an accepted device is to do next, as `next_executions` does."""
@@ -137,7 +138,7 @@ class ExecutionQueries(Queries):
         """
         asked = {"tenant_id": scope.tenant_id, "device_ids": device_ids}
         rows = (await self._connection.execute(_NEXT_EXECUTIONS, asked)).all()
-        return {row.device_id: _execution(row) for row in rows}
+        return {row.device_id: execution_of(row) for row in rows}
 
     async def latest_executions(
         self, scope: Scope, device_ids: Sequence[int], state: ExecutionState, *, without_detail: str
@@ -145,7 +146,7 @@ class ExecutionQueries(Queries):
         """Return each device's last changed execution in `state` that lacks a detail; devices without are left out."""
         asked = {"tenant_id": scope.tenant_id, "device_ids": device_ids, "wanted_state": state.value}
         rows = (await self._connection.execute(_latest_executions(without_detail), asked)).all()
-        return {row.device_id: _execution(row) for row in rows}
+        return {row.device_id: execution_of(row) for row in rows}
 
     async def change_execution(
         self, scope: Scope, execution_id: int, expected_version: int, change: ExecutionChange, *, now: datetime
@@ -156,14 +157,14 @@ class ExecutionQueries(Queries):
         step, the device is at work on another execution, or a start is asked for while the rollout does not run.
         """
         row = await self._row(
-            _SELECT_EXECUTION.add_columns(rollouts.c.state.label("rollout_state"))
+            SELECT_EXECUTION.add_columns(rollouts.c.state.label("rollout_state"))
             .join(rollouts, rollouts.c.id == executions.c.rollout_id)
             .where(executions.c.id == execution_id, executions.c.tenant_id == scope.tenant_id)
             .with_for_update(of=executions)
         )
         if row is None:
             raise NotFound("no such execution", found=execution_id)
-        before = _execution(row)
+        before = execution_of(row)
         after = apply_change(before, expected_version, change, now=now)
         starts = before.state is ExecutionState.QUEUED and after.state is ExecutionState.IN_PROGRESS
         if starts and row.rollout_state != RolloutState.ACTIVE.value:
@@ -224,14 +225,14 @@ class ExecutionQueries(Queries):
     ) -> None:
         """Change every open execution that fulfils `condition` as `decide` says (None leaves it), in one batch."""
         rows = await self._rows(
-            _SELECT_EXECUTION.where(
+            SELECT_EXECUTION.where(
                 executions.c.tenant_id == scope.tenant_id, executions.c.state.in_(sorted(OPEN_STATES)), condition
             )
             .order_by(executions.c.id)
             .with_for_update(of=executions)
         )
         changes: list[tuple[Execution, ExecutionChange]] = []
-        for execution in map(_execution, rows):
+        for execution in map(execution_of, rows):
             change = decide(execution)
             if change is not None:
                 changes.append((apply_change(execution, execution.version, change, now=now), change))
@@ -288,12 +289,12 @@ class ExecutionQueries(Queries):
             ],
         )
         rows = await self._rows(
-            _SELECT_EXECUTION.where(
+            SELECT_EXECUTION.where(
                 executions.c.tenant_id == scope.tenant_id, executions.c.id.between(min(ids), max(ids))
             ).order_by(executions.c.id)
         )
         made = frozenset(ids)
-        return tuple(_execution(row) for row in rows if row.id in made)
+        return tuple(execution_of(row) for row in rows if row.id in made)
 
     async def waiting_for(self, condition: sa.ColumnElement[bool]) -> Changes:
         """Return the change of what is to be done by devices that have open executions fulfilling `condition`."""
@@ -364,7 +365,8 @@ def _written(execution: Execution) -> dict[str, object]:
     return values
 
 
-def _execution(row: sa.Row[Any]) -> Execution:
+def execution_of(row: sa.Row[Any]) -> Execution:
+    """Return the execution in a row of `SELECT_EXECUTION`."""
     return Execution(
         id=row.id,
         rollout_id=row.rollout_id,
@@ -381,4 +383,5 @@ def _execution(row: sa.Row[Any]) -> Execution:
         started_at=row.started_at,
         finished_at=row.finished_at,
         cancel_requested_at=row.cancel_requested_at,
+        step_expires_at=row.step_expires_at,
     )

@@ -10,7 +10,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from flota.errors import Conflict, NotFound, Refused
-from flota.fleet.releases import RELEASE_TRANSITIONS, Release, ReleaseSbom, ReleaseSignature, ReleaseState
+from flota.fleet.releases import (
+    RELEASE_TRANSITIONS,
+    FileSignature,
+    Release,
+    ReleaseSbom,
+    ReleaseSignature,
+    ReleaseState,
+)
 from flota.fleet.rollouts import OPEN_ROLLOUT_STATES, STOPPED_ROLLOUT_STATES, RolloutState
 from flota.fleet.scope import Scope
 from flota.fleet.storage import NewRelease
@@ -23,6 +30,7 @@ from flota.store.tables import (
     artifacts,
     device_types,
     executions,
+    release_file_signatures,
     release_sboms,
     release_signatures,
     releases,
@@ -87,6 +95,8 @@ class ReleaseQueries(ArtifactQueries, DeviceTypeQueries, RolloutQueries):
                 "warnings": list(new.warnings),
                 "created_at": now,
                 "changed_at": now,
+                "certfile": new.certfile,
+                "filepath": new.filepath,
             },
             Conflict(
                 f"{new.type_name} has a release {new.version} already",
@@ -104,6 +114,8 @@ class ReleaseQueries(ArtifactQueries, DeviceTypeQueries, RolloutQueries):
             "warnings": list(new.warnings),
             "sbom_sha256": new.sbom.sha256 if new.sbom else None,
         }
+        if new.certfile is not None or new.filepath is not None:
+            details |= {"certfile": new.certfile, "filepath": new.filepath}
         self._audit(scope, "release.created", f"release:{release_id}", details, now=now)
         return await self.release(scope, release_id)
 
@@ -179,6 +191,44 @@ class ReleaseQueries(ArtifactQueries, DeviceTypeQueries, RolloutQueries):
         if release.state is ReleaseState.DRAFT and present >= needed:
             return await self.set_release_state(scope, release_id, ReleaseState.SIGNED, now=now)
         return release
+
+    async def add_file_signature(
+        self, scope: Scope, release_id: int, signature: FileSignature, *, now: datetime
+    ) -> Release:
+        """Return the release with a signature over its file, in the place of one of the same name.
+
+        The caller has verified it; the same again changes nothing. Raises `NotFound`, or `Conflict` if the release is
+        published or withdrawn.
+        """
+        release = await self._lock_release(scope, release_id)
+        if signature in release.file_signatures:
+            return release
+        if release.state not in _SIGNABLE:
+            raise Conflict(f"release {release_id} is {release.state} and takes no more signatures")
+        replaced = next((one for one in release.file_signatures if one.name == signature.name), None)
+        await self._connection.execute(
+            sa.delete(release_file_signatures).where(
+                release_file_signatures.c.release_id == release_id, release_file_signatures.c.name == signature.name
+            )
+        )
+        await self._connection.execute(
+            sa.insert(release_file_signatures).values(
+                release_id=release_id,
+                name=signature.name,
+                signature=signature.signature,
+                certificate=signature.certificate,
+                certificate_sha256=signature.certificate_sha256,
+                created_at=now,
+            )
+        )
+        details = {
+            "name": signature.name,
+            "certificate": signature.certificate_sha256,
+            "sha256": release.artifact.digests.sha256,
+            "replaced": replaced.certificate_sha256 if replaced else None,
+        }
+        self._audit(scope, "release.file-signature-added", f"release:{release_id}", details, now=now)
+        return await self.release(scope, release_id)
 
     async def set_release_sbom(self, scope: Scope, release_id: int, sbom: ReleaseSbom, *, now: datetime) -> Release:
         """Return the draft with `sbom` in the place of any it had; the same again changes nothing.
@@ -294,6 +344,7 @@ class ReleaseQueries(ArtifactQueries, DeviceTypeQueries, RolloutQueries):
             _SELECT_RELEASE.where(releases.c.tenant_id == scope.tenant_id, *conditions).order_by(releases.c.id)
         )
         signatures: defaultdict[int, list[ReleaseSignature]] = defaultdict(list)
+        file_signatures: defaultdict[int, list[FileSignature]] = defaultdict(list)
         for batch in in_batches([row.id for row in rows]):
             for signed in await self._rows(
                 sa.select(release_signatures)
@@ -303,10 +354,20 @@ class ReleaseQueries(ArtifactQueries, DeviceTypeQueries, RolloutQueries):
                 signatures[signed.release_id].append(
                     ReleaseSignature(signed.key_id, signed.algorithm, signed.signature)
                 )
-        return tuple(_release(row, tuple(signatures[row.id])) for row in rows)
+            for signed in await self._rows(
+                sa.select(release_file_signatures)
+                .where(release_file_signatures.c.release_id.in_(batch))
+                .order_by(release_file_signatures.c.name)
+            ):
+                file_signatures[signed.release_id].append(
+                    FileSignature(signed.name, signed.signature, signed.certificate, signed.certificate_sha256)
+                )
+        return tuple(_release(row, tuple(signatures[row.id]), tuple(file_signatures[row.id])) for row in rows)
 
 
-def _release(row: sa.Row[Any], signatures: tuple[ReleaseSignature, ...]) -> Release:
+def _release(
+    row: sa.Row[Any], signatures: tuple[ReleaseSignature, ...], file_signatures: tuple[FileSignature, ...]
+) -> Release:
     return Release(
         id=row.id,
         type_name=row.type_name,
@@ -322,6 +383,9 @@ def _release(row: sa.Row[Any], signatures: tuple[ReleaseSignature, ...]) -> Rele
         notes=row.notes,
         warnings=tuple(row.warnings),
         sbom=_sbom(row),
+        certfile=row.certfile,
+        filepath=row.filepath,
+        file_signatures=file_signatures,
     )
 
 

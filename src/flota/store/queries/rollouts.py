@@ -26,6 +26,7 @@ from flota.fleet.rollouts import (
 )
 from flota.fleet.scope import Scope
 from flota.fleet.storage import NewRollout
+from flota.fleet.things import job_id_of
 from flota.fleet.update_rules import Urgency
 from flota.store.change_notes import concerning
 from flota.store.queries.base import in_batches
@@ -101,8 +102,9 @@ class RolloutQueries(ExecutionQueries):
                 "reason": "",
                 "created_at": now,
                 "changed_at": now,
+                "job_id": job_id_of(new.name),
             },
-            Conflict("there is a rollout of this name", found=new.name),
+            Conflict("there is a rollout of this name or job id", found=new.name),
         )
         await self._insert_waves(rollout_id, new.waves)
         self._audit(
@@ -132,7 +134,7 @@ class RolloutQueries(ExecutionQueries):
 
     async def rollout_policy(self, scope: Scope, rollout_id: int) -> RolloutPolicy:
         """Return the rollout's limits alone, without counting anything: for device polls. Raises `NotFound`."""
-        return _policy(await self._rollout_row(scope, rollout_id))
+        return policy_of(await self._rollout_row(scope, rollout_id))
 
     async def find_rollout(self, scope: Scope, name: str) -> Rollout | None:
         """Return the rollout called exactly `name`, or None."""
@@ -364,16 +366,18 @@ def _rollout(row: sa.Row[Any], waves: tuple[Wave, ...]) -> Rollout:
         type_name=row.type_name,
         version=row.version,
         state=RolloutState(row.state),
-        policy=_policy(row),
+        policy=policy_of(row),
         waves=waves,
         selector=row.selector,
         created_at=row.created_at,
         changed_at=row.changed_at,
         reason=row.reason,
+        job_id=row.job_id,
     )
 
 
-def _policy(row: sa.Row[Any]) -> RolloutPolicy:
+def policy_of(row: sa.Row[Any]) -> RolloutPolicy:
+    """Return the limits in a row that has the columns of a rollout."""
     return RolloutPolicy(
         abort_after_failures=row.abort_after_failures,
         silence_limit_s=row.silence_limit_s,

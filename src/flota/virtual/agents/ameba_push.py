@@ -12,10 +12,11 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from flota.protocols.ameba_push.receiver import READ_SIZE, RECEIVE_LIMIT_S
-from flota.virtual.agents.ameba_update import BEGIN_OTA, UpdateTask
+from flota.virtual.agents.ameba_update import BEGIN_OTA, Read, UpdateTask
 from flota.virtual.device import AppContext
 from flota.virtual.events import EventKind
 
@@ -62,9 +63,9 @@ class AmebaPushAgent:
         try:
             bound = self._listen()
         except OSError as error:
-            self._say(context, "Alloc buffer Init", "Alloc buffer Succeed", "[Error] Socket connect failed")
+            self.say(context, "Alloc buffer Init", "Alloc buffer Succeed", "[Error] Socket connect failed")
             context.tell(EventKind.SERIAL, "[ota_accept_socket] [ERROR] Accept connection failed")
-            self._say(context, "Update task exit")
+            self.say(context, "Update task exit")
             where = f"{self._settings.host}:{self._settings.port}"
             context.tell(EventKind.TROUBLE, f"cannot listen on {where}: {error.strerror or error}")
             await context.pace.wait_for_ever()
@@ -72,15 +73,15 @@ class AmebaPushAgent:
         with bound as listener:
             port = listener.getsockname()[1]
             async with self._announce(context, self._settings.host, port):
-                self._say(context, "Alloc buffer Init", "Alloc buffer Succeed")
-                self._say(context, "<Arduino>", f"Listening on port {port}.", "Waiting for client ...")
+                self.say(context, "Alloc buffer Init", "Alloc buffer Succeed")
+                self.say(context, "<Arduino>", f"Listening on port {port}.", "Waiting for client ...")
                 if self._on_listening is not None:
                     self._on_listening(*listener.getsockname()[:2])
                 loop = asyncio.get_running_loop()
                 connection, peer = await loop.sock_accept(listener)
                 with connection:
                     await self._update(context, connection, peer)
-                self._say(context, "Update task exit")
+                self.say(context, "Update task exit")
         await context.pace.wait_for_ever()
 
     def _listen(self) -> socket.socket:
@@ -101,21 +102,24 @@ class AmebaPushAgent:
     async def _update(self, context: AppContext, connection: socket.socket, peer: tuple[str, int]) -> None:
         connection.setblocking(False)
         context.tell(EventKind.SERIAL, "[ota_accept_socket] [INFO] Accept connection successfully")
-        self._say(context, "OTA server connected to this client :", f"[PORT]: {peer[1]}", f"[IP]:{peer[0]}")
-        loop = asyncio.get_running_loop()
+        self.say(context, "OTA server connected to this client :", f"[PORT]: {peer[1]}", f"[IP]:{peer[0]}")
+        await self.take(context, partial(self.read, connection))
 
-        async def read() -> bytes | None:
-            try:
-                async with asyncio.timeout(self._settings.receive_limit_s):
-                    return await loop.sock_recv(connection, READ_SIZE)
-            except (TimeoutError, OSError):  # a reset link is an error of the read, as a time-out is
-                return None
-
-        task = UpdateTask(
-            context, modern_log=self._settings.modern_log, legacy_target_bug=self._settings.legacy_target_bug
-        )
+    async def take(self, context: AppContext, read: Read) -> None:
+        """Take one update. Raises `Restart` after a good one."""
+        settings = self._settings
+        task = UpdateTask(context, modern_log=settings.modern_log, legacy_target_bug=settings.legacy_target_bug)
         await task.take(read)
 
-    def _say(self, context: AppContext, *texts: str) -> None:
+    async def read(self, connection: socket.socket) -> bytes | None:
+        """Return the next bytes, b"" after the peer's close, None after silence or an error of the link."""
+        try:
+            async with asyncio.timeout(self._settings.receive_limit_s):
+                return await asyncio.get_running_loop().sock_recv(connection, READ_SIZE)
+        except (TimeoutError, OSError):  # a reset link is an error of the read, as a time-out is
+            return None
+
+    def say(self, context: AppContext, *texts: str) -> None:
+        """Tell lines on the serial console, with the library's prefix."""
         for text in texts:
             context.tell(EventKind.SERIAL, f"{BEGIN_OTA} {text}")

@@ -7,15 +7,16 @@ ambiot/ambd_sdk: rtl8721d_ota.c.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from flota.images.ameba.flash_map import FLASH_BASE
+from flota.protocols.ameba_pull import EraseSector, PullEvent
 from flota.protocols.ameba_push import (
     BodyBytes,
     EraseTarget,
     ImageComplete,
     PushReceiver,
-    ReceiverEvent,
     ReceiverFailed,
     SerialLine,
     UndefinedBehaviour,
@@ -36,29 +37,59 @@ Read = Callable[[], Awaitable[bytes | None]]
 """The next bytes; b"" when the peer has closed, None after the time-out or an error of the link."""
 
 
-class UpdateTask:
-    """Takes one update in an app's life and tells its serial lines.
+@dataclass(frozen=True, slots=True)
+class TaskKind:
+    """Which of the vendor's update tasks it is.
 
-    `restarts`: the Arduino library resets the board, the SDK's own task leaves that to others. `prefix` stands before
-    the lines that are the task's own.
+    `prefix` stands before the lines that are the task's own. `restarts`: the board is reset after a good update; where
+    it is not, that is left to others. `tells_index`: the target is told as the Arduino library tells it.
     """
+
+    prefix: str
+    restarts: bool = True
+    tells_index: bool = True
+
+
+ARDUINO_TASK: Final = TaskKind(BEGIN_OTA)
+LOCAL_TASK: Final = TaskKind("[ota_update_local_task]", restarts=False, tells_index=False)
+"""The SDK's `update_ota_local`."""
+
+HTTP_TASK: Final = TaskKind("[http_update_ota]", restarts=False, tells_index=False)
+"""The SDK's `http_update_ota`; whoever calls it resets the board."""
+
+
+class Receiver(Protocol):
+    """How a task reads its stream."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will be read."""
+
+    def feed(self, data: bytes) -> Iterable[PullEvent]:
+        """Yield what the device does with the next bytes."""
+
+    def end_of_stream(self) -> Iterable[PullEvent]:
+        """Yield what it does when the peer has closed."""
+
+
+class UpdateTask:
+    """Takes one update in an app's life and tells its serial lines."""
 
     def __init__(
         self,
         context: AppContext,
         *,
+        kind: TaskKind = ARDUINO_TASK,
         modern_log: bool = True,
         legacy_target_bug: bool = False,
-        prefix: str = BEGIN_OTA,
-        restarts: bool = True,
     ) -> None:
         slots = context.slots
         assert isinstance(slots, AmebaSlots)
         hardware = slots.hardware
         self._context = context
-        self._modern_log = modern_log
-        self._prefix = prefix
-        self._restarts = restarts
+        self._kind = kind
+        self._modern_log = modern_log and kind.tells_index
+        self._installed = False
         self._update = AmebaUpdate(
             hardware.flash,
             hardware.layout,
@@ -67,37 +98,48 @@ class UpdateTask:
             legacy_target_bug=legacy_target_bug,
         )
 
-    async def take(self, read: Read) -> None:
-        """Take what `read` gives until the update is over. Raises `Restart` after a good one, if it is to."""
-        self._serial(f"[syncOTAAddr] OTA_INDEX_{self._update.target - 1} will be upgraded")
+    async def take(self, read: Read, receiver: Receiver | None = None) -> bool:
+        """Take what `read` gives until the update is over; returns whether the new image was chosen.
+
+        `receiver` None: the stream of a push. Raises `Restart` after a good update of a task that resets the board.
+        """
+        if self._kind.tells_index:
+            self._serial(f"[syncOTAAddr] OTA_INDEX_{self._update.target - 1} will be upgraded")
+        else:
+            self.say(f"OTA{self._update.target} address space will be upgraded")
         if self._modern_log:
             self.say(f"Current index = {self._update.running}, Target index = {self._update.target}")
-        receiver = PushReceiver()
+        receiver = receiver or PushReceiver()
         while not receiver.is_done:
             data = await read()
-            if data is None:
+            if data:
+                events = list(receiver.feed(data))
+            elif data is None and isinstance(receiver, PushReceiver):
                 events = list(receiver.timed_out())
             else:
-                events = list(receiver.feed(data) if data else receiver.end_of_stream())
+                events = list(receiver.end_of_stream())
             await self._obey(events)
+        return self._installed
 
     def say(self, *texts: str) -> None:
         """Tell lines with the task's prefix."""
         for text in texts:
-            self._serial(f"{self._prefix} {text}")
+            self._serial(f"{self._kind.prefix} {text}")
 
-    async def _obey(self, events: Iterable[ReceiverEvent]) -> None:
+    async def _obey(self, events: Iterable[PullEvent]) -> None:
         context, update = self._context, self._update
         for event in events:
             match event:
                 case SerialLine(text):
-                    self._serial(text.replace(BEGIN_OTA, self._prefix))
+                    self._serial(text.replace(BEGIN_OTA, self._kind.prefix))
                 case EraseTarget(length):
-                    self.say("\tErase is ongoing...")
+                    self.say("\tErase is ongoing..." if self._kind.tells_index else "Erase is ongoing...")
                     if self._modern_log:
                         self.say(f"Erasing OTA target flash index {update.target}...")
                     context.tell(EventKind.OFFER, f"an image of {length} bytes for OTA{update.target}", size=length)
                     await update.erase(length)
+                case EraseSector(offset):
+                    await update.erase_sector(offset)
                 case BodyBytes(offset, data):
                     await update.write(offset, data)
                 case ImageComplete():
@@ -126,7 +168,8 @@ class UpdateTask:
         self._serial("[change_ota_signature] Update OTA success!")
         self.say("Update OTA signature done")
         context.tell(EventKind.INSTALLED, f"OTA{update.target} has the new image", slot=f"ota{update.target}")
-        if not self._restarts:
+        self._installed = True
+        if not self._kind.restarts:
             return
         self.say("Ready to reboot", "Update task exit")
         await context.pace.spend(REBOOT_AFTER_S)

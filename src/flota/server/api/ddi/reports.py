@@ -18,6 +18,7 @@ from flota.protocols.ddi import (
     FeedbackExecution,
     FeedbackFinished,
     TooManyEntries,
+    is_inferred,
 )
 from flota.protocols.peer_text import clean_text
 from flota.server.updates import (
@@ -174,9 +175,15 @@ def change_of(
     return ExecutionChange(
         state=meaning.state,
         details=details,
-        basis=Basis.REPORTED if is_final else None,
+        basis=_basis_of(meaning, lines) if is_final else None,
         message=clean_text(message, max_len=MESSAGE_MAX_LEN),
     )
+
+
+def _basis_of(meaning: Meaning, lines: Sequence[str]) -> Basis:
+    """Return how an outcome is known: a gateway says so when it has concluded a success from a sign of life."""
+    concluded = meaning.state is ExecutionState.SUCCEEDED and is_inferred(lines)
+    return Basis.INFERRED if concluded else Basis.REPORTED
 
 
 def answer_change(execution: Execution, answer: ConfirmationFeedback) -> ExecutionChange:

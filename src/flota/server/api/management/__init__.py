@@ -11,7 +11,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flota import __version__
-from flota.server.api.management import administration, device_types, devices, gateway_tokens, releases, rollouts, viam
+from flota.server.api.management import (
+    administration,
+    certificates,
+    device_types,
+    devices,
+    gateway_tokens,
+    releases,
+    rollouts,
+    viam,
+)
 from flota.server.api.management.answers import schema_components
 from flota.server.api.management.guard import GuardedRoute, refuse_unguarded
 from flota.server.api.management.validation import describe_fault
@@ -59,7 +68,7 @@ def build_management_api(context: ServerContext) -> FastAPI:
         redirect_slashes=False,
     )
     api.state.context = context
-    for module in (administration, gateway_tokens, device_types, releases, devices, rollouts, viam):
+    for module in (administration, gateway_tokens, device_types, releases, devices, certificates, rollouts, viam):
         api.router.routes.extend(module.router.routes)  # as they are: an included router's routes could not be checked
     for kind, handler in EXCEPTION_HANDLERS.items():
         api.add_exception_handler(kind, handler)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from flota import __version__
 from flota.boards.catalogue import board
 from flota.boards.fit import slots_of
-from flota.client import schemas
+from flota.client import schemas, thing_schemas
 from flota.fleet.audit import AuditEntry
 from flota.fleet.devices import Device, DeviceType, IdentityConflict
 from flota.fleet.executions import Execution
@@ -21,6 +21,7 @@ from flota.fleet.releases import Artifact, Release, ReleaseSbom
 from flota.fleet.rollouts import Rollout
 from flota.fleet.scope import Role, Scope
 from flota.fleet.storage import AccessToken, ExecutionEvent, GatewayToken, NewDeviceType
+from flota.server.code_signatures import read_code_certificate
 from flota.server.device_registry import is_builtin, profile_of
 from flota.server.viam_links import ServiceLinks
 
@@ -41,10 +42,16 @@ SCHEMAS: Final = (
     schemas.GatewayToken,
     schemas.GatewayTokenPage,
     schemas.ImportAnswer,
+    thing_schemas.ProvisioningTemplate,
+    thing_schemas.ProvisioningTemplatePage,
+    thing_schemas.RegisteredThing,
     schemas.Release,
     schemas.ReleasePage,
     schemas.Rollout,
     schemas.RolloutPage,
+    thing_schemas.ThingCertificate,
+    thing_schemas.ThingCertificatePage,
+    thing_schemas.ThingEndpoint,
     schemas.ViamLinks,
     schemas.WhoAmI,
 )
@@ -100,6 +107,20 @@ def device_type(entity: DeviceType) -> schemas.DeviceType:
         download_ahead=entity.download_ahead,
         bootloader_idf_version=entity.bootloader_idf_version,
         secure_boot_keys=list(entity.secure_boot_keys),
+        code_certificates=[code_certificate(pem) for pem in entity.code_certificates],
+        code_signatures=[str(name) for name in board(entity.board).code_signatures],
+    )
+
+
+def code_certificate(pem: str) -> schemas.CodeCertificate:
+    """Return a certificate that a type's devices have."""
+    found = read_code_certificate(pem, now=None)
+    return schemas.CodeCertificate(
+        fingerprint=found.facts.fingerprint,
+        name=str(found.name),
+        subject=found.facts.subject,
+        not_after=found.facts.not_after,
+        certificate=found.facts.pem,
     )
 
 
@@ -157,6 +178,18 @@ def release(entity: Release, its_type: DeviceType) -> schemas.Release:
         notes=entity.notes,
         warnings=list(entity.warnings),
         sbom=sbom(entity.sbom) if entity.sbom else None,
+        certfile=entity.certfile,
+        filepath=entity.filepath,
+        file_signatures=[
+            schemas.FileSignature(
+                name=one.name,
+                signature=one.signature,
+                certificate_sha256=one.certificate_sha256,
+                certificate=one.certificate,
+            )
+            for one in entity.file_signatures
+        ],
+        file_signature_needed=[str(name) for name in board(its_type.board).code_signatures],
     )
 
 
@@ -240,6 +273,7 @@ def rollout(entity: Rollout) -> schemas.Rollout:
         created_at=entity.created_at,
         changed_at=entity.changed_at,
         reason=entity.reason,
+        job_id=entity.job_id,
     )
 
 

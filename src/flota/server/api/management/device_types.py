@@ -9,12 +9,15 @@ from starlette.responses import Response
 
 from flota.boards.catalogue import BOARDS
 from flota.client import schemas
+from flota.digests import parse_sha256_hex
 from flota.errors import NotFound
 from flota.fleet.scope import Scope
+from flota.server import code_signatures
 from flota.server.api.management import answers
 from flota.server.api.management.guard import GuardedRoute, caller_of, context_of, needs
 from flota.server.api.management.inputs import (
     BootFactsInput,
+    CodeCertificatesInput,
     TrustInput,
     TypeInput,
     UnknownDevicesInput,
@@ -93,6 +96,30 @@ async def trust_keys(name: str, wanted: TrustInput, context: Context, caller: Ca
     """Add public keys to those whose signatures count for the type's releases; perhaps change how many are needed."""
     async with context.storage.transaction() as transaction:
         changed = await add_signers(transaction, caller, name, wanted.public_keys, wanted.threshold, now=context.now())
+    return answers.answer(answers.device_type(changed))
+
+
+@router.post("/types/{name}/code-certificates", responses=answers.describes(schemas.DeviceType))
+@needs(Permission.TYPES_TRUST)
+async def trust_code_certificates(
+    name: str, wanted: CodeCertificatesInput, context: Context, caller: Caller
+) -> Response:
+    """Say with which certificates the type's devices check files themselves."""
+    async with context.storage.transaction() as transaction:
+        changed = await code_signatures.trust_code_certificates(
+            transaction, caller, name, wanted.certificates, now=context.now(), allow_expired=wanted.allow_expired
+        )
+    return answers.answer(answers.device_type(changed))
+
+
+@router.delete("/types/{name}/code-certificates/{fingerprint}", responses=answers.describes(schemas.DeviceType))
+@needs(Permission.TYPES_TRUST)
+async def distrust_code_certificate(name: str, fingerprint: str, context: Context, caller: Caller) -> Response:
+    """Say that the type's devices have a certificate no longer; what is published stays."""
+    async with context.storage.transaction() as transaction:
+        changed = await code_signatures.distrust_code_certificate(
+            transaction, caller, name, parse_sha256_hex(fingerprint), now=context.now()
+        )
     return answers.answer(answers.device_type(changed))
 
 

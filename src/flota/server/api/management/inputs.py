@@ -34,6 +34,7 @@ Line = Annotated[str, StringConstraints(max_length=200), AfterValidator(_printab
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_printable)]
 Note = Annotated[str, StringConstraints(max_length=10_000), AfterValidator(_no_nul)]
 Pem = Annotated[str, StringConstraints(min_length=1, max_length=KEY_PEM_MAX_LEN), AfterValidator(_no_nul)]
+CertificatePem = Annotated[str, StringConstraints(min_length=1, max_length=65_536), AfterValidator(_no_nul)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
 
 
@@ -111,6 +112,8 @@ class ReleaseInput(Input):
     expires_at: AwareDatetime | None = None
     filename: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
     sbom: SbomInput | None = None
+    certfile: Line | None = None
+    filepath: Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)] | None = None
 
 
 class SignatureInput(Input):
@@ -119,6 +122,20 @@ class SignatureInput(Input):
     key_id: Name
     algorithm: Name
     signature: Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+
+
+class FileSignatureInput(Input):
+    """A signature (base64) over the whole file; `certificate` (PEM) None: whichever of the type's it was made with."""
+
+    signature: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+    certificate: CertificatePem | None = None
+
+
+class CodeCertificatesInput(Input):
+    """Adds certificates (PEM) to those that a type's devices check files with; `allow_expired`: whatever their time."""
+
+    certificates: list[CertificatePem] = Field(min_length=1, max_length=8)
+    allow_expired: bool = False
 
 
 class ReasonInput(Input):

@@ -15,7 +15,7 @@ from flota.fleet.devices import DeviceType
 from flota.fleet.releases import Release, ReleaseSignature
 from flota.fleet.scope import Scope
 from flota.images.sbom import SbomFormat
-from flota.server import artifact_intake, catalogue
+from flota.server import artifact_intake, catalogue, code_signatures
 from flota.server.api.management import answers
 from flota.server.api.management.guard import (
     STREAMED,
@@ -28,6 +28,7 @@ from flota.server.api.management.guard import (
 )
 from flota.server.api.management.inputs import (
     EmptyInput,
+    FileSignatureInput,
     ReasonInput,
     ReleaseInput,
     ReleaseQuery,
@@ -107,6 +108,8 @@ async def create_release(wanted: ReleaseInput, context: Context, caller: Caller)
         expires_at=wanted.expires_at,
         filename=wanted.filename,
         sbom=_sbom_file(wanted.sbom) if wanted.sbom else None,
+        certfile=wanted.certfile,
+        filepath=wanted.filepath,
     )
     made = await catalogue.create_release(context, caller, draft)
     async with context.storage.reading() as transaction:
@@ -172,6 +175,16 @@ async def add_signature(reference: str, given: SignatureInput, context: Context,
     """Hand in a signature that was made elsewhere."""
     signature = ReleaseSignature(key_id=given.key_id, algorithm=given.algorithm, signature=given.signature)
     return _released(await catalogue.add_signature(context, caller, reference, signature))
+
+
+@router.post("/releases/{reference}/file-signatures", responses=answers.describes(schemas.Release))
+@needs(Permission.RELEASES_SIGN)
+async def add_file_signature(reference: str, given: FileSignatureInput, context: Context, caller: Caller) -> Response:
+    """Hand in a signature over the whole file, for devices that check it with a certificate of theirs."""
+    async with context.storage.reading() as transaction:
+        found = await catalogue.find_release(transaction, caller, reference)
+    signature = code_signatures.GivenSignature(given.signature, given.certificate)
+    return _released(await code_signatures.add_file_signature(context, caller, found, signature))
 
 
 @router.post("/releases/{reference}/publish", responses=answers.describes(schemas.Release))

@@ -1,0 +1,145 @@
+"""What the loaders of the Nuvoton boards do not check, and what their owners should know before they ship.
+
+Source: docs/reference/nuvoton.md, "What is refused" and "What `stock` cannot survive".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from flota.boards.model import BOOT_MCUBOOT_OVERWRITE, BOOT_NUVOTON_CLONER, Board, Unfit
+from flota.images.mcuboot.trailer import SlotShape
+from flota.images.model import ImageFormat, Inspection
+from flota.images.nuvoton.aprom import loses_last_byte
+from flota.images.nuvoton.flash_map import (
+    APP_SIZE,
+    KVSTORE_ADDR,
+    M2354_WRITE_ALIGNMENT,
+    NON_SECURE_ADDR,
+    NON_SECURE_CODE_ALIAS,
+    NON_SECURE_SIZE,
+)
+from flota.images.nuvoton.version import version_in_name
+
+NUVOTON_BOOTS: Final = frozenset({BOOT_NUVOTON_CLONER, BOOT_MCUBOOT_OVERWRITE})
+
+SLOT_SHAPE: Final = SlotShape(NON_SECURE_SIZE, align=M2354_WRITE_ALIGNMENT, overwrite_only=True)
+"""The non-secure slots of the M2354. The last bytes belong to the boot magic, which the device writes itself."""
+
+BOOT_LOADER_SCHEME: Final = "RSA3072_PSS"
+"""What the M2354's MCUboot is built to check."""
+
+_UPDATE_FILE: Final = "Ship the signed `<app>_update.bin` of the build, or sign it: `flota image pack mcuboot`."
+_PLAIN_FILE: Final = "Ship the plain `<app>.bin` of the build."
+
+FORMAT_HINTS: Final[Mapping[tuple[str, ImageFormat], str]] = MappingProxyType(
+    {
+        (BOOT_NUVOTON_CLONER, ImageFormat.MCUBOOT): f"That is an update for a board with MCUboot. {_PLAIN_FILE}",
+        (BOOT_NUVOTON_CLONER, ImageFormat.RAW): "It does not begin with the vector table of a program for address 0.",
+        (BOOT_NUVOTON_CLONER, ImageFormat.INTEL_HEX): "Make plain bytes of it: `flota image convert FILE -o OUT.bin`.",
+        (BOOT_NUVOTON_CLONER, ImageFormat.ELF): "Make plain bytes of it: `flota image convert FILE -o OUT.bin`.",
+        (BOOT_MCUBOOT_OVERWRITE, ImageFormat.NUVOTON_APROM): f"That is a program for an M487. {_UPDATE_FILE}",
+        (BOOT_MCUBOOT_OVERWRITE, ImageFormat.RAW): f"It has no header of MCUboot. {_UPDATE_FILE}",
+    }
+)
+"""Boot decision and format found -> what to do."""
+
+SIZE_HINTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        BOOT_NUVOTON_CLONER: f"The Cloner would copy it over the device's key and certificates at {KVSTORE_ADDR:#x}.",
+        BOOT_MCUBOOT_OVERWRITE: "It does not fit the slot of the non-secure image.",
+    }
+)
+
+
+def nuvoton_reasons(board: Board, inspection: Inspection, *, file_size: int) -> Iterator[Unfit]:
+    """Yield what speaks against a file of the right kind for a Nuvoton board; nothing for other boards.
+
+    `file_size` in bytes.
+    """
+    if board.boot == BOOT_NUVOTON_CLONER:
+        yield from _for_cloner(file_size)
+    elif board.boot == BOOT_MCUBOOT_OVERWRITE:
+        yield from _for_mcuboot(inspection, file_size)
+
+
+def nuvoton_limits(board: Board) -> Iterator[Unfit]:
+    """Yield, as warnings, what every release for the board has to live with; nothing for other boards."""
+    if board.boot == BOOT_NUVOTON_CLONER:
+        yield Unfit(
+            "power-cut-in-copy",
+            "devices with the vendor's published loader and Cloner do not survive a power cut while the new image is "
+            "copied, and keep a new image that fails its self-test; those with the restoring Cloner do neither",
+            blocking=False,
+        )
+    elif board.boot == BOOT_MCUBOOT_OVERWRITE:
+        yield Unfit(
+            "no-rollback",
+            "there is no rollback on this board: MCUboot overwrites the old image, and what fails its self-test stays",
+            blocking=False,
+        )
+
+
+def version_of_name(board: Board, filename: str, version: str) -> Iterator[Unfit]:
+    """Yield a warning when a Nuvoton file's name ends with another version than the release's."""
+    said = version_in_name(filename) if board.boot in NUVOTON_BOOTS else None
+    if said is not None and said != version.strip().lstrip("vV"):
+        yield Unfit("version-in-name", "the file's name says another version", None, version, said, blocking=False)
+
+
+def _for_cloner(file_size: int) -> Iterator[Unfit]:
+    if loses_last_byte(file_size) and file_size <= APP_SIZE:
+        yield Unfit(
+            "clone-drops-last-byte",
+            "the Cloner leaves out the last byte of a file of this length",
+            file_size - 1,
+            "any length but k x 4096 + 1",
+            f"{file_size} bytes",
+            "Pad it to whole pages: `flota image pack m487 FILE -o OUT`.",
+        )
+
+
+def _for_mcuboot(inspection: Inspection, file_size: int) -> Iterator[Unfit]:
+    facts = inspection.mcuboot
+    if facts is None:
+        return
+    if BOOT_LOADER_SCHEME not in facts.signature_schemes:
+        yield Unfit(
+            "not-signed" if not facts.signature_schemes else "wrong-signature-scheme",
+            "the boot loader starts only images that are signed with RSA-3072",
+            None,
+            "RSA-3072 PSS",
+            ", ".join(facts.signature_schemes) or "no signature",
+            "Sign it with the key that the boot loader knows: `flota image pack mcuboot FILE --key KEY ...`.",
+        )
+    for flag in facts.flags:
+        yield Unfit(
+            "image-flags",
+            "this boot loader runs plain images in place",
+            16,
+            "no flags",
+            flag,
+            "Sign it without that option.",
+        )
+    start = NON_SECURE_CODE_ALIAS + NON_SECURE_ADDR
+    if facts.entry is not None and not start + facts.header_size <= facts.entry < start + NON_SECURE_SIZE:
+        yield Unfit(
+            "linked-elsewhere",
+            "the program is linked for another place than the slot of the non-secure image",
+            facts.header_size + 4,
+            f"an entry from {start + facts.header_size:#010x} to {start + NON_SECURE_SIZE - 1:#010x}",
+            f"{facts.entry:#010x}",
+            "Is it the secure image, or one for another header size? Ship the application's `_update.bin`.",
+        )
+    most = NON_SECURE_SIZE - SLOT_SHAPE.trailer_size
+    if most < file_size <= NON_SECURE_SIZE:
+        yield Unfit(
+            "no-room-for-trailer",
+            "the file takes the end of the slot, where the device writes its request for the update",
+            most,
+            f"at most {most} bytes",
+            f"{file_size} bytes",
+            "Sign it without --pad.",
+        )

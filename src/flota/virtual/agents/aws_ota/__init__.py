@@ -1,0 +1,1 @@
+"""The OTA agent of AWS's embedded C SDK, mirrored: states, job document, status texts, self-test, and its platform."""
