@@ -260,7 +260,7 @@ def main() -> int:
                 f"{name:<8} {found['seconds']:7.1f} s   {found['complete']:.0f} complete   "
                 f"longest gap {found['longest_gap_s']:.3f} s (goal {RECEIVE_LIMIT_S:g})"
             )
-        print(f"gateway  {gateway['gateway_peak_mb']:.0f} MB resident at most (goal {GATEWAY_GOAL_MB})")
+        print(f"gateway  {gateway['gateway_peak_mb']:.1f} MB resident at most (goal {GATEWAY_GOAL_MB})")
     good = gateway["longest_gap_s"] < RECEIVE_LIMIT_S and gateway["succeeded"] == given.boards == gateway["complete"]
     return int(not good or gateway["gateway_peak_mb"] > GATEWAY_GOAL_MB)
 

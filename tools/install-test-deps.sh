@@ -4,7 +4,7 @@ set -u
 
 missing=""
 need() { # need PROGRAM PACKAGE WHAT_FOR
-    if command -v "$1" >/dev/null 2>&1; then
+    if command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ]; then
         echo "test-deps: $1 is there"
     else
         missing="$missing $2"

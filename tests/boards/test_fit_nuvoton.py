@@ -8,7 +8,6 @@ import pytest
 
 from flota.boards.catalogue import board
 from flota.boards.fit import fit_check, slots_of
-from flota.boards.fit_nuvoton import SLOT_SHAPE
 from flota.boards.model import CodeSignature, Route, TypeProfile, Unfit
 from flota.images.ameba import pack_ota_file
 from flota.images.inspection import inspect
@@ -17,6 +16,7 @@ from flota.images.mcuboot import ImageKeyKind, ImageOptions, ImageVersion, SlotS
 from flota.images.mcuboot import sign_image as sign
 from flota.images.model import ImageFormat
 from flota.images.nuvoton import Descriptor, Trailer, pad_to_page
+from flota.images.nuvoton.update import SLOT_SHAPE
 from tests.images.ameba_samples import image2
 from tests.images.elf_samples import small_elf
 from tests.images.esp_samples import sample_app
@@ -118,7 +118,7 @@ def test_each_board_refuses_the_others_file() -> None:
 def test_what_stock_devices_cannot_survive_is_said_with_every_release() -> None:
     assert warned(M487, program()) == ["power-cut-in-copy"]
     text = next(reason.text for reason in reasons(M487, program()))
-    assert "do not survive a power cut" in text
+    assert "does not survive a power cut" in text
 
 
 def test_versions_in_name_and_marker_are_compared_with_the_releases() -> None:

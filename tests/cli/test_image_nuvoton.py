@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,10 +12,13 @@ import pytest
 
 from flota.cli.app import main
 from flota.images.intel_hex import pack_hex
+from flota.images.mcuboot import ImageKeyKind, parse_header
 from flota.images.memory_map import MemoryBlock, MemoryMap
 from flota.images.nuvoton import Descriptor
+from flota.trust.mcuboot_signatures import verify_image
 from tests.images.elf_samples import small_elf
-from tests.images.nuvoton_samples import program
+from tests.images.mcuboot_samples import image_key
+from tests.images.nuvoton_samples import m2354_program, program
 
 PICTURES = Path(__file__).resolve().parents[2] / "docs" / "images"
 
@@ -83,6 +88,74 @@ def test_a_name_that_says_another_version_than_the_program_is_warned_of(
     source.write_bytes(program(600) + b"FLOTA-LAB{version=1.0.0}")
     assert flota("image", "pack", "m487", source, "-o", tmp_path / "app_V1.0.1.bin") == 0
     assert "says version 1.0.1, the program 1.0.0" in capsys.readouterr().err
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    path = tmp_path / "boot.pem"
+    path.write_bytes(image_key(ImageKeyKind.RSA_3072).to_pem())
+    return path
+
+
+@pytest.mark.parametrize(("start", "header_size"), [(0x1007_0400, 0x400), (0x1007_1000, 0x1000)])
+def test_an_m2354_update_has_the_header_that_its_program_is_linked_behind(
+    start: int, header_size: int, key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "app.elf", tmp_path / "app_update_V1.0.1.bin"
+    vectors = struct.pack("<II", 0x3004_0000, start + 0x101)
+    source.write_bytes(small_elf([(start, vectors.ljust(600, b"\x42"))]))
+    assert flota("image", "pack", "m2354", source, "--key", key, "--build", "7", "-o", out, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["version"], facts["header_size"]) == ("1.4.0+7", header_size)
+    verified = verify_image(out.read_bytes(), [image_key(ImageKeyKind.RSA_3072).public])
+    assert (verified.facts.security_counter, str(verified.facts.version)) == (0x0104_0000, "1.4.0+7")
+    assert flota("image", "inspect", out, "--board", "m2354") == 0
+
+
+def test_the_build_number_of_an_m2354_update_counts_seconds_unless_given(key: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "app.bin", tmp_path / "out.bin"
+    source.write_bytes(m2354_program())
+    before = int((datetime.now(UTC) - datetime(2020, 1, 1, tzinfo=UTC)).total_seconds())
+    assert flota("image", "pack", "m2354", source, "--key", key, "-o", out) == 0
+    after = int((datetime.now(UTC) - datetime(2020, 1, 1, tzinfo=UTC)).total_seconds())
+    assert before <= parse_header(out.read_bytes()).version.build <= after
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "status", "said"),
+    [
+        pytest.param(program(), (), 1, "RAM of the non-secure world", id="an M487's"),
+        pytest.param(m2354_program(), ("--header-size", "0x1000"), 1, "another header size", id="another header"),
+        pytest.param(m2354_program(0x8_FC00), (), 1, "does not fit its slot", id="too long"),
+        pytest.param(b"1234", (), 1, "vector table", id="four bytes"),
+        pytest.param(m2354_program(), ("--build", 1 << 32), 2, "4294967295", id="build number"),
+    ],
+)
+def test_what_no_m2354_takes_is_not_signed(
+    data: bytes,
+    options: tuple[object, ...],
+    status: int,
+    said: str,
+    key: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, out = tmp_path / "app.bin", tmp_path / "out.bin"
+    source.write_bytes(data)
+    assert flota("image", "pack", "m2354", source, "--key", key, "-o", out, *map(str, options)) == status
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not out.exists()
+
+
+def test_an_m2354_update_is_signed_with_the_kind_of_key_that_its_boot_loader_knows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, other = tmp_path / "app.bin", tmp_path / "other.pem"
+    source.write_bytes(m2354_program())
+    other.write_bytes(image_key(ImageKeyKind.P256).to_pem())
+    assert flota("image", "pack", "m2354", source, "--key", other, "-o", tmp_path / "out.bin") == 1
+    assert "RSA-3072 only" in capsys.readouterr().err
+    assert flota("image", "pack", "m2354", source, "-o", tmp_path / "out.bin") == 2
 
 
 # --- inspect ----------------------------------------------------------------------------------------------------------
@@ -157,7 +230,16 @@ def test_layout_of_a_file_shows_where_it_goes_and_what_it_would_overwrite(
     assert memories[2]["regions"][0]["used"] == 4097
     app.write_bytes(program(0x6_8010))
     assert flota("image", "layout", app, "--board", "m487") == 1
-    assert "too much and KVStore both claim 0x68000 to 0x68010" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "too much and KVStore both claim 0x68000 to 0x69000" in said  # the Cloner erases whole pages
+    app.write_bytes(program(0x6_8001))
+    assert flota("image", "layout", app, "--board", "m487") == 1
+    said = capsys.readouterr().out
+    assert "overlap" not in said  # this one byte more is the one that the Cloner loses
+    assert "expected at most 425984 bytes, found 425985 bytes" in said
+    app.write_bytes(bytes(0x9_0001))
+    assert flota("image", "layout", app, "--board", "m2354") == 1
+    assert "expected at most 589824 bytes, found 589825 bytes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("board", ["m487", "m2354"])

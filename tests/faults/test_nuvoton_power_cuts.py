@@ -24,8 +24,13 @@ from flota.images.nuvoton.flash_map import (
 )
 from flota.lab.cut_moments import cut_of
 from flota.lab.cut_scenarios import Scenario
+from flota.lab.esp_sweep_device import SweepAgent
 from flota.lab.nuvoton_sweep_device import M487SweepDevice, nuvoton_geometry_for
-from flota.lab.power_cuts import Journey, Moment, load
+from flota.lab.oracle import Promise
+from flota.lab.power_cuts import Journey, Moment, is_in_a_slot, load
+from flota.lab.reproducer import SweepSubject
+from flota.lab.sweep import Effort, Part, Pass, live_uninterrupted, run_part
+from flota.virtual.boot.esp_idf import BootBuild
 from flota.virtual.flash import FlashOperationKind, PowerCut
 from flota.virtual.nuvoton_programs import BootProfile
 
@@ -248,7 +253,7 @@ def test_rollback_no_cut_of_a_whole_update_kills_the_board() -> None:
     one = life(ROLLBACK)
     fast = set(one.of_row("staging")) | set(one.of_row("backup")) | set(one.of_row("clone"))
     for number in range(len(one.moments)):
-        if number in fast and number % 41:
+        if number in fast and number % 131:
             continue
         ended = one.cut(number)
         assert ended.runs is not None, one.rows[number]
@@ -310,7 +315,7 @@ def test_rollback_a_cut_while_restoring_restores_once_more() -> None:
 
         return plan
 
-    for count in (1, 9, 20, 600, 900):  # what is copied already is not copied again
+    for count in (1, 9, 20, 300, 700):  # what is copied already is not copied again
         operations.clear()
         one.device.power.plan = cut_at(count)  # type: ignore[assignment]  # a plan that cuts by itself
         with pytest.raises(PowerCut):
@@ -327,3 +332,59 @@ def test_without_a_backup_bank_a_rejected_image_stays() -> None:
     assert one.verdict.outcomes == ("new",)
     ended = one.cut(one.of_row("copy, commit")[0])
     assert (ended.first_start, ended.runs) == ("2.0.0", "2.0.0")
+
+
+# --- the sweeps of the lab --------------------------------------------------------------------------------------------
+
+
+def subject(board: str, scenario: str, build: BootBuild) -> SweepSubject:
+    return SweepSubject(board, SweepAgent.AWS_OTA, build, SIZE, scenario)
+
+
+def deciding(one: SweepSubject) -> list[int]:
+    """The operations that write no image: descriptors and their copies, trial, trailer, notes."""
+    reference = live_uninterrupted(one)
+    regions = reference.device.regions
+    return [number for number, moment in enumerate(reference.moments) if not is_in_a_slot(moment.operation, regions)]
+
+
+@pytest.mark.timeout(240)
+def test_torn_units_around_every_decision_of_an_m487_with_rollback_break_no_promise() -> None:
+    """Every ninth operation that decides, every tear of it, with a release that crashes in between."""
+    one = subject("m487", "crash", BootBuild.ROLLBACK)
+    cases = 0
+    for number in deciding(one)[::9]:
+        result = run_part(Part(one, Effort(), Pass.ONCE, range(number, number + 1)))
+        assert result.failures == []
+        cases += result.cases
+    assert cases > 300
+
+
+def test_a_torn_clone_of_an_m487_with_rollback_is_done_once_more() -> None:
+    one = subject("m487", "two-updates", BootBuild.ROLLBACK)
+    moments = live_uninterrupted(one).moments
+    clone = [number for number, moment in enumerate(moments) if moment.booting and moment.operation.address < APP_SIZE]
+    for number in clone[:: len(clone) // 12]:
+        result = run_part(Part(one, Effort(), Pass.ONCE, range(number, number + 1)))
+        assert result.failures == []
+
+
+def test_the_sweep_finds_that_a_stock_board_dies_while_it_clones() -> None:
+    one = subject("m487", "two-updates", BootBuild.PLAIN)
+    moments = live_uninterrupted(one).moments
+    clone = [number for number, moment in enumerate(moments) if moment.booting and moment.operation.address < APP_SIZE]
+    result = run_part(Part(one, Effort(), Pass.ONCE, range(clone[3], clone[4])))
+    assert {failure.broken.promise for failure in result.failures} == {Promise.BOOTS}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("scenario", ["two-updates", "refused"])
+def test_an_m2354_boots_a_whole_image_after_every_cut_of_every_operation(scenario: str) -> None:
+    one = subject("m2354", scenario, BootBuild.PLAIN)
+    moments = live_uninterrupted(one).moments
+    assert {"sd", "flash", "store"} <= {moment.operation.chip for moment in moments}
+    result = run_part(Part(one, Effort(), Pass.ONCE, range(len(moments))))
+    assert result.failures == []
+    assert result.failed == 0
+    assert result.cases > 500
+    assert set(result.outcomes) <= {"new", "old: refused", "old: rolled back", "at the end"}

@@ -11,9 +11,11 @@ table; `tests/house/test_every_reader_is_fuzzed.py` says when a reader is missin
 from __future__ import annotations
 
 from tests.fuzz.model import Target
+from tests.fuzz.targets_blynk import TARGETS as BLYNK
 from tests.fuzz.targets_images import TARGETS as IMAGES
 from tests.fuzz.targets_protocols import TARGETS as PROTOCOLS
+from tests.fuzz.targets_things import TARGETS as THINGS
 from tests.fuzz.targets_trust import TARGETS as TRUST
 
-TARGETS: tuple[Target, ...] = (*IMAGES, *TRUST, *PROTOCOLS)
+TARGETS: tuple[Target, ...] = (*IMAGES, *TRUST, *PROTOCOLS, *BLYNK, *THINGS)
 BY_NAME = {target.name: target for target in TARGETS}

@@ -64,6 +64,7 @@ from flota.images.nuvoton.descriptor import (
     parse_descriptor,
     parse_trailer,
 )
+from flota.images.nuvoton.update import build_update
 from flota.images.nuvoton.version import AppVersion, version_in_name
 from flota.images.other_files import recognise
 from flota.images.sbom import parse_sbom
@@ -83,7 +84,7 @@ from tests.images.ameba_samples import image2, km0_image, km4_image
 from tests.images.elf_samples import small_elf
 from tests.images.esp_samples import bootloader_of, merged_image, sample_app
 from tests.images.mcuboot_samples import OPTIONS, RFC_8032_KEY
-from tests.images.nuvoton_samples import program
+from tests.images.nuvoton_samples import m2354_program, program
 
 C3, ESP32 = chip_named("esp32-c3"), chip_named("esp32")
 BOOTLOADER_DESC = pack_bootloader_desc(EspBootloaderDesc(0, 1, "v5.4", "Jan  1 2026 12:00:00"))
@@ -342,6 +343,7 @@ TARGETS: tuple[Target, ...] = (
     target(parse_program, nuvoton_files),
     target(pack_app, nuvoton_files),
     target(looks_like_program, nuvoton_files),
+    target(build_update, lambda: [m2354_program(600)], version=ImageVersion(1, 4)),
     target(nuvoton_inspection.looks_like_nuvoton, nuvoton_files),
     target(nuvoton_inspection.inspect_nuvoton, nuvoton_files),
     target(AppVersion.parse, ["1.0.1", "255.255.65535"]),

@@ -32,6 +32,10 @@ from flota.protocols.ddi.reading import MESSAGE_MAX_BYTES
 from flota.protocols.mqtt import packets, topics
 from flota.trust.canonical_json import parse_strict
 from flota.versions import parse_version, version_order
+from flota.virtual.agents.aws_ota import job_document
+from flota.virtual.boot import ab_record
+from flota.virtual.boot.two_files import BootRecord, SlotFile
+from flota.virtual.slots import SlotState
 from tests.fuzz.model import Target, as_text, target
 from tests.fuzz.targets_images import ameba_files
 
@@ -224,6 +228,16 @@ JOBS_UPDATE = (
     '{"status":"IN_PROGRESS","statusDetails":{"a":"b"},"expectedVersion":"1","clientToken":"t",'
     '"stepTimeoutInMinutes":5}'
 )
+OTA_JOB = json.dumps(
+    {
+        "execution": {
+            "jobId": "AFR_OTA-1",
+            "statusDetails": {"self_test": "ready", "updatedBy": "0x01000000"},
+            "jobDocument": json.loads(OTA_DOCUMENT),
+        }
+    }
+)
+AB_RECORD = ab_record.NumberedRecord(7, BootRecord("b", {"b": SlotFile(SlotState.NEW, 4096, "0c" * 32)}))
 MQTT_PACKETS = [
     bytes.fromhex("101400044d5154540402003c0008") + b"deviceid",
     packets.publish_head(b"a/b", 4, qos=1, flags=2, packet_id=7) + b"load",
@@ -298,6 +312,8 @@ TARGETS: tuple[Target, ...] = (
     target(json_text.parse_json, [JOBS_UPDATE, '{"a":[1.5,null,true,{"b":"\\u00e9"}]}']),
     target(aws_ota.parse_ota_document, [OTA_DOCUMENT], read=ota_document),
     target(aws_jobs.parse_answer, ['{"execution":{"jobId":"j"}}']),
+    target(job_document.parse_job, [OTA_JOB]),
+    target(ab_record.parse_record, [ab_record.pack_record(AB_RECORD)]),
     target(aws_streams.parse_describe, ['{"c":"t"}'], form=JSON_FORM),
     target(aws_streams.parse_block_request, [aws_streams.pack_block_request(BLOCK_REQUEST, JSON_FORM)], form=JSON_FORM),
     target(

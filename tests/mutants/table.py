@@ -19,10 +19,15 @@ NVS = "src/flota/images/esp_nvs_writing.py"
 RDK = "src/flota/virtual/agents/viam_micro_rdk.py"
 HTTPS = "src/flota/virtual/agents/esp_https_ota.py"
 TWO_FILES = "src/flota/virtual/boot/two_files.py"
+AB_BOARD = "src/flota/virtual/ab_board.py"
+AB_RECORD = "src/flota/virtual/boot/ab_record.py"
+OTA_CORE = "src/flota/virtual/agents/aws_ota/core.py"
+OTA_PAL = "src/flota/virtual/agents/aws_ota/ab_pal.py"
+OTA_TRANSFER = "src/flota/virtual/agents/aws_ota/transfer.py"
 
 
 def line(agent: str, rollback: str, scenario: str) -> str:
-    board = "esp32" if agent == "micro-rdk" else "esp32-c3"
+    board = {"micro-rdk": "esp32", "aws-ota": "aws-reference"}.get(agent, "esp32-c3")
     return f"flota-cuts-1 board={board} agent={agent} rollback={rollback} image=20480 scenario={scenario} cuts=0:before"
 
 
@@ -32,6 +37,10 @@ RDK_CRASH = line("micro-rdk", "on", "crash")
 C3_PLAIN = line("esp-https-ota", "off", "two-updates")
 C3_ROLLBACK = line("esp-https-ota", "on", "two-updates")
 C3_CRASH = line("esp-https-ota", "on", "crash")
+AWS_TWO = line("aws-ota", "on", "two-updates")
+AWS_REFUSED = line("aws-ota", "on", "refused")
+AWS_CRASH = line("aws-ota", "on", "crash")
+CORE_TESTS = "tests/virtual/test_aws_ota_core.py"
 C3_ANTI = line("esp-https-ota", "anti", "two-updates")
 
 
@@ -373,5 +382,87 @@ MUTANTS = (
         "            if int.from_bytes(before) & new != new:",
         "            if int.from_bytes(before) & new != new and not new:",
         tests=("tests/virtual/test_flash.py",),
+    ),
+    # --- aws-reference and AWS's agent --------------------------------------------------------------------------------
+    Mutant(
+        "ab-record-in-one-place",
+        "the sector of the older boot record is the one that is written",
+        AB_BOARD,
+        "place = 0 if index is None else (index + 1) % RECORD_SECTORS * self.flash.sector_size",
+        "place = 0",
+        (AWS_TWO,),
+        fast=True,
+    ),
+    Mutant(
+        "ab-record-older-wins",
+        "the record with the higher number counts",
+        AB_RECORD,
+        "max(found, key=lambda each: each[:2])",
+        "min(found, key=lambda each: each[:2])",
+        (AWS_TWO,),
+        ("tests/virtual/test_ab_board.py",),
+    ),
+    Mutant(
+        "ab-record-without-its-crc",
+        "a record that was torn is none",
+        AB_RECORD,
+        "_CRC.unpack(crc)[0] != zlib.crc32(body)",
+        "not crc",
+        (),
+        ("tests/virtual/test_ab_board.py",),
+    ),
+    Mutant(
+        "ab-entry-outlives-its-image",
+        "a slot leaves the boot record before it is erased",
+        AB_BOARD,
+        "        if slot in record.files:\n            self.hardware.write_record(",
+        "        if slot not in record.files:\n            self.hardware.write_record(",
+        (AWS_TWO,),
+        fast=True,
+    ),
+    Mutant(
+        "pal-tries-what-it-did-not-check",
+        "an image goes on trial only after its signature was checked",
+        OTA_PAL,
+        "        _check_signature(content, file.signature, self._certificate)\n",
+        "",
+        (AWS_REFUSED,),
+        fast=True,
+    ),
+    Mutant(
+        "pal-rejects-what-is-not-on-trial",
+        "a rejected job takes nothing from an image that is confirmed",
+        OTA_PAL,
+        "        if not on_trial:\n            self._writer",
+        "        if False:\n            self._writer",
+        (),
+        (CORE_TESTS,),
+    ),
+    Mutant(
+        "agent-accepts-the-same-version",
+        "only an image that is newer than the one that installed it is tested",
+        OTA_CORE,
+        "or self._running > job.updated_by",
+        "or self._running >= job.updated_by",
+        (),
+        (CORE_TESTS,),
+    ),
+    Mutant(
+        "agent-takes-blocks-of-any-size",
+        "a block that is not the file's fails the job",
+        OTA_TRANSFER,
+        "return 0 <= number <= last and size == wanted",
+        "return 0 <= number <= last",
+        (),
+        (CORE_TESTS,),
+    ),
+    Mutant(
+        "agent-forgets-what-it-has",
+        "a job that comes again goes on with the missing blocks",
+        OTA_CORE,
+        "if job.job_id == self._active_job and self._transfer is not None and self._transfer.is_open:",
+        "if job.job_id == self._active_job and self._transfer is None:",
+        (),
+        (CORE_TESTS,),
     ),
 )

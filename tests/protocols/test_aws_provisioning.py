@@ -37,7 +37,7 @@ from flota.protocols.cbor import pack_cbor
 
 JSON, CBOR = PayloadFormat.JSON, PayloadFormat.CBOR
 FORMS = st.sampled_from(PayloadFormat)
-TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=80)
+TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=80)
 PRINTABLE = TEXTS.filter(str.isprintable)
 NAMES = st.from_regex(r"[A-Za-z0-9:_.-]{1,20}", fullmatch=True)
 

@@ -33,10 +33,12 @@ from flota.store.database import Database
 from flota.transports.mqtt_client import open_mqtt
 from flota.trust.code_signing import make_code_signing_certificate
 from flota.trust.file_signatures import FilePrivateKey
+from flota.trust.image_keys import ImagePublicKey
 from flota.trust.keys import PrivateKey
 from flota.trust.manifest import Manifest, ManifestComponent, pack_manifest
 from flota.trust.signatures import signatures_as_json
 from flota.virtual.agents.aws_ota.ports import AgentBuild
+from flota.virtual.boot.esp_idf import BootBuild
 from flota.virtual.device import VirtualDevice
 from flota.virtual.events import DeviceEvent, EventKind
 from tests.server.aws_iot_bench import Bench, a_bench_over
@@ -50,6 +52,9 @@ IMAGE_BYTES = 150 * 1024 - 77
 """About as many blocks of a kilobyte: there is a middle to interrupt."""
 
 SETTLE_EVERY_S = 0.03
+ENGINE_EVERY = 6
+"""Turns of the notifications for one of the engine."""
+
 WITHIN_S = 40.0
 FINAL = frozenset({ExecutionState.SUCCEEDED, ExecutionState.FAILED, ExecutionState.CANCELED, ExecutionState.REJECTED})
 SIGNER_KEY = PrivateKey.generate("p256")
@@ -76,6 +81,7 @@ class Site:
     bench: Bench
     path: DataProtocol
     directory: Path
+    board: str = "aws-reference"
     events: list[DeviceEvent] = field(default_factory=list)
     shells: Sequence[VirtualDevice] = ()
     _on_event: list[Callable[[DeviceEvent], None]] = field(default_factory=list)
@@ -96,7 +102,7 @@ class Site:
             sequence = await tx.next_sequence(fleet.scope, METER)
             component = ManifestComponent("app", "unknown", digests.size, digests.sha256)
             manifest = pack_manifest(
-                Manifest(METER, "aws-reference", None, label, sequence, None, (component,), issued_at=fleet.clock())
+                Manifest(METER, self.board, None, label, sequence, None, (component,), issued_at=fleet.clock())
             )
             new = NewRelease(METER, label, sequence, digests.sha256, manifest, None, filename=f"{label}.bin")
             release = await tx.add_release(fleet.scope, new, now=fleet.clock())
@@ -182,8 +188,17 @@ def signature_of(data: bytes, key: PrivateKey, name: str) -> FileSignature:
 
 
 @contextlib.asynccontextmanager
-async def a_site(directory: Path, path: DataProtocol, *, running: str = "1.0.0") -> AsyncIterator[Site]:
-    """Give a site whose device fetches over `path` and was made with version `running`."""
+async def a_site(
+    directory: Path,
+    path: DataProtocol,
+    *,
+    running: str = "1.0.0",
+    board: str = "aws-reference",
+    firmware: bytes | None = None,
+    boot_build: BootBuild | None = None,
+    boot_keys: tuple[ImagePublicKey, ...] = (),
+) -> AsyncIterator[Site]:
+    """Give a site whose device fetches over `path` and was made with version `running`, or with `firmware`."""
     port = free_port("127.0.0.1")
     data = DataDirectory(directory / "server")
     data.root.mkdir(parents=True)
@@ -197,12 +212,23 @@ async def a_site(directory: Path, path: DataProtocol, *, running: str = "1.0.0")
         a_fleet_over(database, settings) as fleet,
     ):
         async with fleet.database.transaction() as tx:
-            new = NewDeviceType(METER, "aws-reference", signers=(SIGNER,))
+            new = NewDeviceType(METER, board, signers=(SIGNER,))
             await tx.add_device_type(fleet.scope, new, now=fleet.clock())
         await fleet.add_device(NAME, type_name=METER)
         async with a_bench_over(fleet) as bench, _serving(bench, port):
-            site = Site(fleet, bench, path, directory)
-            async with _device(site, running):
+            site = Site(fleet, bench, path, directory, board)
+            made = DeviceSpec(
+                name=NAME,
+                board=board,
+                state=directory / NAME,
+                token=TOKEN,
+                speed=SPEED,
+                firmware=firmware or image(running),
+                build=boot_build,
+                boot_keys=boot_keys,
+                seed=1,
+            )
+            async with _device(site, made):
                 yield site
 
 
@@ -214,8 +240,13 @@ async def _serving(bench: Bench, port: int) -> AsyncIterator[None]:
     stop = asyncio.Event()
 
     async def settle() -> None:
+        turns = 0
         while not stop.is_set():
-            await bench.settle()
+            if turns % ENGINE_EVERY == 0:
+                await bench.settle()
+            bench.aws_iot.states.mark_due()
+            await bench.aws_iot.states.tell_changes()
+            turns += 1
             await asyncio.sleep(SETTLE_EVERY_S)
 
     work = asyncio.create_task(settle())
@@ -228,7 +259,7 @@ async def _serving(bench: Bench, port: int) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _device(site: Site, running: str) -> AsyncIterator[None]:
+async def _device(site: Site, made: DeviceSpec) -> AsyncIterator[None]:
     """Run the device, and wait until it has asked for its job."""
     options = AwsOptions(
         host="127.0.0.1",
@@ -237,16 +268,7 @@ async def _device(site: Site, running: str) -> AsyncIterator[None]:
         build=AgentBuild(block_size=1024, blocks_per_request=2, request_wait_s=1.0, primary=site.path),
         self_test_floor_s=SELF_TEST_FLOOR_S,
     )
-    spec = DeviceSpec(
-        name=NAME,
-        board="aws-reference",
-        state=site.directory / NAME,
-        token=TOKEN,
-        speed=SPEED,
-        firmware=image(running),
-        aws=options,
-        seed=1,
-    )
+    spec = replace(made, aws=options)
     stop = asyncio.Event()
 
     def started(shells: Sequence[VirtualDevice]) -> None:

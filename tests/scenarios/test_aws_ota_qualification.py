@@ -15,6 +15,8 @@ from flota.protocols.aws_ota import DataProtocol
 from flota.virtual.events import DeviceEvent, EventKind
 from tests.scenarios.aws_ota_site import STRANGER_KEY, Site, a_site, image
 
+pytestmark = pytest.mark.scenario
+
 SUCCEEDED, FAILED, CANCELED = ExecutionState.SUCCEEDED, ExecutionState.FAILED, ExecutionState.CANCELED
 LATE_S = 1_800 + 1
 """After so long an address handed out is no good any more."""

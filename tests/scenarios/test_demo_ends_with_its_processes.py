@@ -12,7 +12,7 @@ import pytest
 
 from tests.scenarios.conftest import wait_until
 
-pytestmark = pytest.mark.scenario
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(150)]
 
 ENDED_WITHIN_S = 30
 
@@ -30,7 +30,7 @@ def demo(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_the_servers_and_gateways_of_a_demo_end_with_it(demo: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    wait_until(lambda: len(children_of(demo.pid)) >= 2, within_s=40, what="server and gateway run")
+    wait_until(lambda: len(children_of(demo.pid)) >= 2, within_s=60, what="server and gateway run")
     children = children_of(demo.pid)
     demo.send_signal(how)
     status = demo.wait(60)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 
 from flota.errors import Conflict, InvalidInput
 from flota.fleet.devices import DeviceState, UnknownDevices
@@ -28,7 +28,7 @@ from flota.protocols.aws_provisioning import (
 from flota.server.api.aws_iot import provisioning
 from flota.server.api.aws_iot.provisioning import Provisioning
 from flota.server.context import ServerContext
-from flota.server.device_registry import Registration, register_device
+from flota.server.device_registry import Registration, device_type_or_builtin, register_device
 from flota.server.things import CERTIFICATES_PER_DEVICE_MAX, ThingAuthority, keep_certificate
 from flota.trust.certificates import pack_certificates
 from flota.trust.thing_certificates import make_request, new_thing_key
@@ -84,7 +84,7 @@ class Bench:
     ) -> CertificateHolder:
         """Return who shows a new claim certificate of a new template."""
         async with self.context.storage.transaction() as tx:
-            await register_type(tx, self.scope, self.clock())
+            await device_type_or_builtin(tx, self.scope, "aws-reference", self.clock())
             await tx.add_template(
                 self.scope,
                 name,
@@ -111,7 +111,7 @@ class Bench:
         assert verdict == "/accepted", payload
         made = parse_certificate_made(payload, form)
         der = der_of(made.certificate)
-        assert made.certificate_id == x509.load_der_x509_certificate(der).fingerprint(_sha256()).hex()
+        assert made.certificate_id == x509.load_der_x509_certificate(der).fingerprint(hashes.SHA256()).hex()
         return der, made.ownership_token
 
     async def provision(
@@ -128,20 +128,8 @@ class Bench:
         return await self.ask(holder, topic, request)
 
 
-def _sha256():  # type: ignore[no-untyped-def]
-    from cryptography.hazmat.primitives import hashes
-
-    return hashes.SHA256()
-
-
 def der_of(pem: str) -> bytes:
     return x509.load_pem_x509_certificate(pem.encode()).public_bytes(serialization.Encoding.DER)
-
-
-async def register_type(tx, scope: Scope, now: datetime) -> None:  # type: ignore[no-untyped-def]
-    from flota.server.device_registry import device_type_or_builtin
-
-    await device_type_or_builtin(tx, scope, "aws-reference", now)
 
 
 @pytest.fixture

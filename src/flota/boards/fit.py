@@ -17,12 +17,13 @@ from flota.boards.fit_nuvoton import (
     nuvoton_reasons,
     version_of_name,
 )
-from flota.boards.model import Slot, TypeProfile, Unfit, VersionFrom
+from flota.boards.model import Board, Slot, TypeProfile, Unfit, VersionFrom
 from flota.images.esp_idf_version import is_older_release
 from flota.images.esp_partitions import PartitionTable, parse_csv, parse_table
 from flota.images.esp_secure_boot import signature_offset
 from flota.images.model import ImageFormat, Inspection
 from flota.images.nuvoton.inspection import version_inside
+from flota.images.nuvoton.version import version_in_name
 from flota.versions import version_order
 
 TWO_FILE_SLOTS = ("a", "b")
@@ -115,6 +116,17 @@ def fit_check(
     reasons += _boot_loader(profile, inspection)
     reasons += _signature(profile, inspection)
     return tuple(reasons)
+
+
+def version_of(board: Board, inspection: Inspection, filename: str) -> str:
+    """Return the version that a file says for this board, where no release says one yet; empty = none.
+
+    What an MCUboot header of a Nuvoton build says has nothing to do with the application's version: there it is our own
+    marker's, else that of the file's name.
+    """
+    if board.boot in NUVOTON_BOOTS:
+        return version_inside(inspection.markers) or version_in_name(filename) or ""
+    return inspection.version or ""
 
 
 def _format(profile: TypeProfile, inspection: Inspection) -> Iterator[Unfit]:
@@ -239,7 +251,6 @@ def _partitions(profile: TypeProfile) -> Iterator[Unfit]:
 
 
 def _version(profile: TypeProfile, inspection: Inspection, version: str) -> Iterator[Unfit]:
-    # What an MCUboot header of a Nuvoton build says has nothing to do with the application's version.
     said = version_inside(inspection.markers) if profile.board.boot in NUVOTON_BOOTS else inspection.version
     strict = profile.version_from is VersionFrom.APP_DESC
     if said is None:

@@ -10,28 +10,22 @@ from types import MappingProxyType
 from typing import Final
 
 from flota.boards.model import BOOT_MCUBOOT_OVERWRITE, BOOT_NUVOTON_CLONER, Board, Unfit
-from flota.images.mcuboot.trailer import SlotShape
 from flota.images.model import ImageFormat, Inspection
 from flota.images.nuvoton.aprom import loses_last_byte
 from flota.images.nuvoton.flash_map import (
     APP_SIZE,
     KVSTORE_ADDR,
-    M2354_WRITE_ALIGNMENT,
-    NON_SECURE_ADDR,
-    NON_SECURE_CODE_ALIAS,
     NON_SECURE_SIZE,
 )
+from flota.images.nuvoton.update import CODE_START, SLOT_SHAPE
 from flota.images.nuvoton.version import version_in_name
 
 NUVOTON_BOOTS: Final = frozenset({BOOT_NUVOTON_CLONER, BOOT_MCUBOOT_OVERWRITE})
 
-SLOT_SHAPE: Final = SlotShape(NON_SECURE_SIZE, align=M2354_WRITE_ALIGNMENT, overwrite_only=True)
-"""The non-secure slots of the M2354. The last bytes belong to the boot magic, which the device writes itself."""
-
 BOOT_LOADER_SCHEME: Final = "RSA3072_PSS"
 """What the M2354's MCUboot is built to check."""
 
-_UPDATE_FILE: Final = "Ship the signed `<app>_update.bin` of the build, or sign it: `flota image pack mcuboot`."
+_UPDATE_FILE: Final = "Ship the signed `<app>_update.bin` of the build, or sign it: `flota image pack m2354`."
 _PLAIN_FILE: Final = "Ship the plain `<app>.bin` of the build."
 
 FORMAT_HINTS: Final[Mapping[tuple[str, ImageFormat], str]] = MappingProxyType(
@@ -70,8 +64,8 @@ def nuvoton_limits(board: Board) -> Iterator[Unfit]:
     if board.boot == BOOT_NUVOTON_CLONER:
         yield Unfit(
             "power-cut-in-copy",
-            "devices with the vendor's published loader and Cloner do not survive a power cut while the new image is "
-            "copied, and keep a new image that fails its self-test; those with the restoring Cloner do neither",
+            "with the vendor's published loader and Cloner a device does not survive a power cut while the new image "
+            "is copied, and keeps an image that fails its self-test; a restoring Cloner mends both",
             blocking=False,
         )
     elif board.boot == BOOT_MCUBOOT_OVERWRITE:
@@ -112,7 +106,7 @@ def _for_mcuboot(inspection: Inspection, file_size: int) -> Iterator[Unfit]:
             None,
             "RSA-3072 PSS",
             ", ".join(facts.signature_schemes) or "no signature",
-            "Sign it with the key that the boot loader knows: `flota image pack mcuboot FILE --key KEY ...`.",
+            "Sign it with the key that the boot loader knows: `flota image pack m2354 FILE --key KEY -o OUT`.",
         )
     for flag in facts.flags:
         yield Unfit(
@@ -123,7 +117,7 @@ def _for_mcuboot(inspection: Inspection, file_size: int) -> Iterator[Unfit]:
             flag,
             "Sign it without that option.",
         )
-    start = NON_SECURE_CODE_ALIAS + NON_SECURE_ADDR
+    start = CODE_START
     if facts.entry is not None and not start + facts.header_size <= facts.entry < start + NON_SECURE_SIZE:
         yield Unfit(
             "linked-elsewhere",

@@ -36,7 +36,7 @@ class Route(enum.StrEnum):
 class CodeSignature(enum.StrEnum):
     """A signature over the whole file that a device checks itself: the name under which its job document has it.
 
-    Source: docs/reference/aws-iot.md, "Job documents".
+    Source: docs/reference/code-signing.md, "Signatures for devices".
     """
 
     SHA256_ECDSA = "sig-sha256-ecdsa"

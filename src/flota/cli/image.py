@@ -17,7 +17,7 @@ from flota.cli.image_files import write_file as _write
 from flota.cli.image_layout import layout
 from flota.cli.image_mcuboot import pack_mcuboot, verify
 from flota.cli.image_merge import merge
-from flota.cli.image_nuvoton import pack_m487
+from flota.cli.image_nuvoton import pack_m487, pack_m2354
 from flota.cli.image_nvs import app as nvs
 from flota.cli.image_serve import serve
 from flota.cli.output import EXIT_FAILED, EXIT_WRONG_USE, echo, echo_json, print_table, warn
@@ -40,6 +40,7 @@ app.command()(verify)
 pack.command("mcuboot")(pack_mcuboot)
 pack.command("ameba")(pack_ameba)
 pack.command("m487")(pack_m487)
+pack.command("m2354")(pack_m2354)
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="The file.", metavar="FILE")]
 Output = Annotated[Path, typer.Option("-o", "--output", dir_okay=False, help="Where the result goes.", metavar="OUT")]
@@ -245,7 +246,7 @@ def _fit(
     found: Inspection, file: Path, size: int, board_name: str, table_file: Path | None, bootloader_file: Path | None
 ) -> tuple[Unfit, ...]:
     from flota.boards.catalogue import board
-    from flota.boards.fit import fit_check
+    from flota.boards.fit import fit_check, version_of
     from flota.boards.model import TypeProfile
     from flota.images.esp_partitions import pack_table, parse_csv
 
@@ -255,8 +256,8 @@ def _fit(
         table = pack_table(parse_csv(table, bootloader_offset=hardware.bootloader_offset))
     idf_version = _bootloader_idf_version(bootloader_file, hardware.chip) if bootloader_file else None
     profile = TypeProfile(hardware, table, bootloader_idf_version=idf_version)
-    version = found.version or ""
-    return fit_check(profile, found, file_size=size, version=version, filename=file.name if version else "")
+    version = version_of(hardware, found, file.name)
+    return fit_check(profile, found, file_size=size, version=version, filename=file.name)
 
 
 def _bootloader_idf_version(path: Path, chip: str | None) -> str | None:

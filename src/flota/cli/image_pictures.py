@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from flota.cli.output import echo
@@ -23,11 +24,14 @@ def pictures_of(board: Board, image_size: int | None) -> tuple[MemoryPicture, ..
 
 def show_pictures(title: str, pictures: tuple[MemoryPicture, ...], *, colour: bool = False) -> None:
     """Print every picture: what happens, what moves, what each memory holds."""
+    from flota.cli.image_layout import bar_columns
+
     echo(title)
     for picture in pictures:
         echo()
         echo(picture.title)
-        echo(f"  {picture.text}")
+        for line in textwrap.wrap(picture.text, bar_columns()):
+            echo(f"  {line}")
         for move in picture.moves:
             echo(f"  {move.origin}  ==>  {move.target}   ({move.by})")
         for memory in picture.memories:

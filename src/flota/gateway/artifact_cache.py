@@ -23,8 +23,8 @@ from flota.durable_files import fsync_directory
 from flota.errors import StorageFull, TooLarge
 from flota.transports.download import DigestMismatch, Expected, LengthMismatch, ResumePoint, RetryPolicy, download
 
-IN_MEMORY_MAX_BYTES: Final = 8 * 1024 * 1024
-"""Files kept in memory for many devices at once: a slot has 1 or 2 MB."""
+IN_MEMORY_MAX_BYTES: Final = 3 * 1024 * 1024
+"""Files kept in memory for many devices at once, and always the latest: a slot has 1 or 2 MB."""
 
 PART_SUFFIX: Final = ".part"
 RETRY: Final = RetryPolicy(first_delay_s=0.5, longest_delay_s=15.0, tries_without_progress=6)
@@ -81,6 +81,10 @@ class ArtifactCache:
                     return data
             else:
                 await asyncio.wait({running})  # if it failed it is this device's turn to try, with its own credentials
+
+    async def kept(self, sha256: str) -> bytes | None:
+        """Return a file that is here already, None without fetching it."""
+        return await self._kept(sha256)
 
     async def _fetch(self, source: Source) -> None:
         task = asyncio.ensure_future(self._download(source))

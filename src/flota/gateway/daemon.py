@@ -231,9 +231,14 @@ def driver_of(device: AdoptedDevice, drivers: dict[str, LastHopDriver]) -> LastH
 
 
 async def run_until_signal(gateway: Gateway, *, with_parent: bool = False) -> None:
-    """Run a gateway until SIGTERM or SIGINT; a second signal ends the process at once.
+    """Run a gateway until SIGTERM or SIGINT; a second signal ends the process at once. `stop_at_signals` says more."""
+    await gateway.run(await stop_at_signals(with_parent=with_parent))
 
-    `with_parent`: also until standard input ends, which it does when the process that holds its other end dies.
+
+async def stop_at_signals(*, with_parent: bool = False) -> asyncio.Event:
+    """Return what is set at SIGTERM or SIGINT; a second signal ends the process at once.
+
+    `with_parent`: set also when standard input ends, which it does when the process that holds its other end dies.
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -247,7 +252,7 @@ async def run_until_signal(gateway: Gateway, *, with_parent: bool = False) -> No
         loop.add_signal_handler(number, asked, number)
     if with_parent:
         await loop.connect_read_pipe(lambda: _Parent(stop), sys.stdin)
-    await gateway.run(stop)
+    return stop
 
 
 class _Parent(asyncio.Protocol):

@@ -14,7 +14,7 @@ from typing import Final
 from flota.gateway.driver import AdoptedDevice, LastHopDriver
 from flota.gateway.judgement import AcceptedOffer, judge_file
 
-READY_MAX: Final = 4
+READY_MAX: Final = 2
 """Images kept; a slot has 1 or 2 MB."""
 
 

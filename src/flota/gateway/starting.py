@@ -27,6 +27,9 @@ MODULE: Final = "flota.gateway"
 ARENAS: Final = "2"
 """glibc gives every thread heap of its own; two are enough for a loop and the threads that wait for the disk."""
 
+MAPPED_FROM_BYTES: Final = str(64 * 1024)
+"""Larger blocks, such as an image, go back to the system when they are freed; glibc would learn to keep them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -74,7 +77,8 @@ def become_gateway(start: Start) -> NoReturn:
     """Replace this process by the gateway. Raises `OSError`."""
     sys.stdout.flush()
     sys.stderr.flush()
-    environment = {"MALLOC_ARENA_MAX": ARENAS, **os.environ, VARIABLE: msgspec.json.encode(start).decode()}
+    memory = {"MALLOC_ARENA_MAX": ARENAS, "MALLOC_MMAP_THRESHOLD_": MAPPED_FROM_BYTES}
+    environment = {**memory, **os.environ, VARIABLE: msgspec.json.encode(start).decode()}
     os.execve(sys.executable, [sys.executable, "-m", MODULE], environment)  # noqa: S606 - our own program
 
 

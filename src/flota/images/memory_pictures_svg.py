@@ -12,13 +12,13 @@ from flota.images.flash_layout import FREE, FlashRegion
 from flota.images.flash_layout_svg import MARK, fill_of
 from flota.images.memory_pictures import CLOUD, Memory, MemoryPicture, Move, Place
 
-COLUMN_WIDTH: Final = 176
+COLUMN_WIDTH: Final = 196
 COLUMN_GAP: Final = 58
 PANEL_GAP: Final = 36
 MARGIN: Final = 20
 ROW_HEIGHT: Final = 40
 ROWS_TOP: Final = 128
-TEXT_CHARS_PER_LINE: Final = 56
+TEXT_CHARS_PER_LINE: Final = 60
 TEXT_LINES: Final = 3
 NAME_MAX_CHARS: Final = 24
 INK, GREY, ARROW = "#1f2328", "#57606a", "#0969da"
@@ -37,7 +37,7 @@ def pictures_svg(pictures: tuple[MemoryPicture, ...], *, title: str) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">',
         "  <style>text { font-family: ui-monospace, monospace; font-size: 12px }</style>",
-        '  <defs><marker id="head" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">',
+        '  <defs><marker id="head" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="5" markerHeight="5" orient="auto">',
         f'    <path d="M0 0 L8 4 L0 8 z" fill="{ARROW}"/></marker></defs>',
         f"  <title>{name}</title>",
         f'  <rect width="{width}" height="{height}" rx="8" fill="#ffffff"/>',

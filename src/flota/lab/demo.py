@@ -18,10 +18,12 @@ from flota.client.management import ManagementClient
 from flota.client.schemas import Execution, Rollout
 from flota.errors import FlotaError, PeerError
 from flota.images.ameba import pack_ota_file
+from flota.lab.aws_agents import AwsOptions
+from flota.lab.demo_meters import Meters
 from flota.lab.local_gateway import GatewayOptions, local_gateway
 from flota.lab.local_server import LocalServer
 from flota.lab.running_fleet import DeviceSnapshot, FleetDevice, RunningFleet, has_loopback_addresses
-from flota.lab.sample_firmware import sample_ameba, sample_app, sample_linux_file
+from flota.lab.sample_firmware import sample_ameba, sample_app, sample_linux_file, sample_versioned_file
 from flota.trust.keys import PrivateKey
 from flota.trust.trust_file import TrustedSigners, pack_trust_file
 
@@ -32,7 +34,14 @@ SENSOR: Final = "sensor"
 EDGE_BOX: Final = "edge-box"
 ROVER: Final = "rover"
 LAMP: Final = "lamp"
-TYPES: Final = {SENSOR: "esp32-c3", EDGE_BOX: "generic-linux", ROVER: "esp32", LAMP: "amebad"}
+METER: Final = "meter"
+TYPES: Final = {
+    SENSOR: "esp32-c3",
+    EDGE_BOX: "generic-linux",
+    ROVER: "esp32",
+    LAMP: "amebad",
+    METER: "aws-reference",
+}
 """Device type -> board."""
 LAMP_IMAGE_BYTES: Final = 512 * 1024
 """A slot of theirs has less than 1 MiB."""
@@ -68,7 +77,11 @@ DEVICES: Final = (
     *(FleetDevice(f"edge-box-{i}", "generic-linux", EDGE_BOX, "ddi", f"02:F1:07:00:03:{i:02X}") for i in range(1, 3)),
     *(FleetDevice(f"rover-{i}", "esp32", ROVER, "viam", f"02:F1:07:00:04:{i:02X}") for i in range(1, 5)),
     *(FleetDevice(f"lamp-{i}", "amebad", LAMP, "ameba-push", f"02:F1:07:00:05:{i:02X}") for i in range(1, 5)),
+    *(FleetDevice(f"meter-{i}", "aws-reference", METER, "aws-iot", f"02:F1:07:00:06:{i:02X}") for i in range(1, 3)),
 )
+WITH_CERTIFICATE: Final = frozenset({"meter-1"})
+"""Devices that show a client certificate; the others have tokens."""
+
 FIRST_WAVE: Final = ("sensor-http-1", "sensor-ddi-1")
 """The two devices that try version 3: one of each route."""
 
@@ -138,6 +151,11 @@ class Demo:
     speed: float = SPEED
     image_bytes: int = IMAGE_BYTES
     devices: Sequence[FleetDevice] = field(default_factory=devices_here)
+    _meters: Meters = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Choose where the credentials go."""
+        self._meters = Meters(self.directory / "credentials")
 
     @property
     def types(self) -> dict[str, str]:
@@ -183,18 +201,23 @@ class Demo:
         signers = [key.public_pem]
         for name, board in self.types.items():
             client.add_type(name, board, signers=signers, poll_interval_s=int(POLL_INTERVAL_S), description="demo")
+        if METER in self.types:
+            self._meters.trust(client, METER)
         return key
 
     def _publish(self, client: ManagementClient, key: PrivateKey) -> None:
         self.screen.step("Packing, creating, signing and publishing the releases.")
         for type_name, version in (*((name, GOOD_VERSION) for name in self.types), (SENSOR, BAD_VERSION)):
             filename = f"{type_name}-{version}.bin"
-            artifact = client.upload_bytes(self._image(type_name, version), filename)
+            image = self._image(type_name, version)
+            artifact = client.upload_bytes(image, filename)
             release = client.create_release(type_name, version, artifact.sha256, filename=filename)
             signature = key.sign(client.manifest(release.id))
             client.add_signature(
                 release.id, signature.key_id, signature.algorithm, base64.b64encode(signature.signature).decode()
             )
+            if type_name == METER:
+                self._meters.sign(client, release.id, image)
             client.publish(release.id)
 
     @contextmanager
@@ -210,12 +233,22 @@ class Demo:
         )
         images = {name: self._image(name, FIRST_VERSION) for name in self.types}
         for device in self.devices:
-            made = client.add_device(device.name, device.type_name, mac=device.mac)
-            if made.token is None:
-                raise PeerError("the server gave no token for a new device")
-            fleet.add(device, image=images[device.type_name], version=FIRST_VERSION, token=made.token)
+            token, aws = self._admit(client, server, device)
+            fleet.add(device, image=images[device.type_name], version=FIRST_VERSION, token=token, aws=aws)
         with fleet, self._gateway(client, server, key, fleet):
             yield fleet
+
+    def _admit(
+        self, client: ManagementClient, server: LocalServer, device: FleetDevice
+    ) -> tuple[str | None, AwsOptions | None]:
+        """Register a device; returns its token, None if it shows a certificate, and how it connects over MQTT."""
+        if device.name in WITH_CERTIFICATE:
+            made = self._meters.with_certificate(client, server.address, device.name, device.type_name, device.mac)
+            return None, made
+        token = client.add_device(device.name, device.type_name, mac=device.mac).token
+        if token is None:
+            raise PeerError("the server gave no token for a new device")
+        return token, self._meters.with_token(server.address) if device.type_name == METER else None
 
     @contextmanager
     def _gateway(
@@ -244,6 +277,8 @@ class Demo:
     def _image(self, type_name: str, version: str) -> bytes:
         if type_name == EDGE_BOX:
             return sample_linux_file(version, size=self.image_bytes)
+        if type_name == METER:
+            return sample_versioned_file(version, size=self.image_bytes)
         if type_name == LAMP:
             return pack_ota_file(sample_ameba(version, size=LAMP_IMAGE_BYTES))
         return sample_app(version, chip=TYPES[type_name], size=self.image_bytes)
@@ -253,7 +288,7 @@ class Demo:
             f"Rolling version {GOOD_VERSION} out to all {len(self.devices)} devices, each by its own route."
         )
         rollouts = [
-            client.create_rollout(f"{name}@{GOOD_VERSION}", select=f"type={name}", name=f"{name} {GOOD_VERSION}").id
+            client.create_rollout(f"{name}@{GOOD_VERSION}", select=f"type={name}", name=_rollout_name(name)).id
             for name in self.types
         ]
         self._configure_rovers(client, fleet, rollouts[list(self.types).index(ROVER)])
@@ -350,3 +385,8 @@ class Demo:
                 found=f"data is kept in {self.directory}",
                 hint=f"The server's log is {self.directory / 'server.log'}.",
             )
+
+
+def _rollout_name(type_name: str) -> str:
+    """Return the name of the good version's rollout; devices on AWS IoT see it as the id of a job."""
+    return f"{METER}-{GOOD_VERSION.replace('.', '-')}" if type_name == METER else f"{type_name} {GOOD_VERSION}"

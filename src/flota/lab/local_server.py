@@ -39,12 +39,15 @@ class LocalServer:
     Ports stay the same over a restart, so that devices find the server again. `options` are more flags of `flota up`.
     """
 
-    def __init__(self, data: Path, *, options: Sequence[str] = (), https: bool = True) -> None:
+    def __init__(
+        self, data: Path, *, options: Sequence[str] = (), https: bool = True, mqtt: bool = True
+    ) -> None:
         self.data = data
         self.log_path = data.parent / f"{data.name}.log"
         self._options = list(options)
         self._http = "127.0.0.1:0"
         self._https = "127.0.0.1:0" if https else None
+        self._listens_mqtt = mqtt
         self._mqtt = self._mqtts = "127.0.0.1:0"
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ServerAddress(http="", https=None, token="")
@@ -60,7 +63,8 @@ class LocalServer:
         """Start the server and wait until it answers; raises `PeerError` with the end of its log if it does not."""
         command = [sys.executable, "-m", "flota", "up", "--data", str(self.data), "--http", self._http, *self._options]
         command += ["--https", self._https] if self._https else ["--no-https"]
-        command += ["--mqtt", self._mqtt, "--mqtts", self._mqtts]
+        if self._listens_mqtt:
+            command += ["--mqtt", self._mqtt, "--mqtts", self._mqtts]
         command += ["--with-parent"]  # standard input ends when this process does, however that ends
         self._record.unlink(missing_ok=True)
         with self.log_path.open("ab") as log:

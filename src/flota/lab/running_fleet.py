@@ -14,6 +14,7 @@ from typing import Final, Self
 
 from flota.durable_files import write_durably
 from flota.errors import PeerError
+from flota.lab.aws_agents import AwsOptions
 from flota.lab.fleet import PUSHED_TO, DeviceSpec, Dialect, run_fleet
 from flota.trust.trust_file import TrustedSigners
 from flota.virtual.agents.ameba_push import PushSettings
@@ -96,10 +97,13 @@ class RunningFleet:
     _started: threading.Event = field(default_factory=threading.Event)
     _failure: BaseException | None = None
 
-    def add(self, device: FleetDevice, *, image: bytes, version: str, token: str) -> None:
+    def add(
+        self, device: FleetDevice, *, image: bytes, version: str, token: str | None, aws: AwsOptions | None = None
+    ) -> None:
         """Put a device with its factory image into the fleet. Devices that speak DDI check our signature.
 
         A micro-RDK asks no server: its machine configuration begins without services, and `configure` changes it.
+        `aws` is how a device that speaks AWS IoT connects; `token` None: it shows a certificate.
         """
         dialect = Dialect(device.route)
         viam = dialect is Dialect.VIAM
@@ -112,7 +116,7 @@ class RunningFleet:
                 name=device.name,
                 board=device.board,
                 state=self.directory / device.name,
-                server=None if viam or pushed_to else self.server_url,
+                server=None if viam or pushed_to or aws is not None else self.server_url,
                 token=None if viam or pushed_to else token,
                 device_type=device.type_name,
                 dialect=dialect,
@@ -122,6 +126,7 @@ class RunningFleet:
                 firmware=image,
                 firmware_version=version,
                 mac=device.mac,
+                aws=aws,
                 viam_config=str(self._viam_config(device.name)) if viam else None,
                 push=self._next_place() if dialect is Dialect.AMEBA_PUSH else None,
                 seed=len(self._specs),

@@ -25,20 +25,12 @@ from flota.images.esp_chips import EspChip, chip_named
 from flota.images.esp_elf import parse_elf
 from flota.images.esp_layout import AppIdentity, MemoryPiece, PackOptions, build_app
 from flota.images.markers import pack_marker
-from flota.images.mcuboot import (
-    Dependency,
-    ImageOptions,
-    ImageSigner,
-    ImageVersion,
-    build_image,
-    pack_image,
-    sign_image,
-)
+from flota.images.mcuboot import ImageSigner, pack_image, sign_image
 from flota.images.memory_map import flatten
 from flota.images.model import ImageError
 from flota.images.nuvoton import AppVersion
 from flota.images.nuvoton import pack_app as pack_m487_app
-from flota.images.nuvoton.flash_map import MCUBOOT_HEADER_SIZE
+from flota.images.nuvoton.update import build_update, update_version
 
 SAMPLE_PROJECT: Final = "flota-sample"
 SAMPLE_CHIP: Final = "esp32-c3"
@@ -47,8 +39,6 @@ SAMPLE_APP_BYTES: Final = 1 << 20
 SAMPLE_FILE_BYTES: Final = 256 * 1024
 SAMPLE_AMEBA_BYTES: Final = 256 * 1024
 SAMPLE_NUVOTON_BYTES: Final = 128 * 1024
-MBED_TFM_VERSION: Final = (1, 4, 0)
-"""What mbed-os's build script puts before the `+` in the header of every image (docs/reference/nuvoton.md)."""
 
 BUILT_VERSIONS: Final = MappingProxyType(
     {"1.0.0": "healthy", "2.0.0": "healthy", "3.0.0": "crash", "4.0.0": "never-confirm", "5.0.0": "lose-network"}
@@ -163,15 +153,8 @@ def sample_m2354(
     Raises as `sample_m487` does, but for whole pages, and what the signer raises.
     """
     program = _nuvoton_program("m2354", version, behaviour, size)
-    number = ImageVersion(*MBED_TFM_VERSION, build=AppVersion.parse(version).word)
-    options = ImageOptions(
-        version=number,
-        header_size=MCUBOOT_HEADER_SIZE,
-        add_header=True,
-        security_counter=number.automatic_security_counter,
-        dependencies=(Dependency(0, ImageVersion(0)),),
-    )
-    return pack_image(sign_image(build_image(program, options), signer, full_key=True))
+    image = build_update(program, update_version(AppVersion.parse(version).word))
+    return pack_image(sign_image(image, signer, full_key=True))
 
 
 def sample_linux_file(version: str, *, size: int = SAMPLE_FILE_BYTES, behaviour: str = "healthy") -> bytes:

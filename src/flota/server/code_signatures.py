@@ -4,7 +4,7 @@ Such a device reads nothing of our manifest: what it takes is decided by one sig
 built for. So the server knows the certificates of a type's devices, takes only signatures that these verify, and
 publishes nothing that the devices would refuse after a whole download. That a certificate's time is over is judged when
 it is said to be the devices': they themselves read its key alone, and still have it when it has ended.
-Source: docs/reference/code-signing.md, "Signatures for devices"; docs/reference/aws-iot.md, "Job documents".
+Source: docs/reference/code-signing.md, "Signatures for devices"; docs/reference/aws-iot.md, "The OTA job document".
 """
 
 from __future__ import annotations

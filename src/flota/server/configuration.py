@@ -15,6 +15,8 @@ from flota.errors import FlotaError, InvalidInput
 from flota.fleet.poll_times import JITTER_PERCENT_MAX
 from flota.protocols.aws_ota import DataProtocol
 from flota.protocols.aws_streams import JsonPayload
+from flota.protocols.mqtt.bridge_rules import parse_rule
+from flota.protocols.mqtt.broker_url import parse_broker_url
 from flota.server.settings import (
     DEFAULT_DEVICE_REQUESTS_PER_S,
     DEFAULT_HTTP,
@@ -168,6 +170,9 @@ SETTINGS: Final = (
     Setting("proxy_authority", lambda value: _listed(value, parse_authority), ()),
     Setting("proxy_device_type", _text),
     Setting("poll_jitter_percent", lambda value: _whole_number(value, JITTER_PERCENT_MAX), DEFAULT_POLL_JITTER_PERCENT),
+    Setting("mqtt_bridge", lambda value: parse_broker_url(_text(value))),
+    Setting("mqtt_bridge_rule", lambda value: _listed(value, parse_rule), ()),
+    Setting("mqtt_broker", lambda value: parse_broker_url(_text(value))),
     Setting("aws_iot_data", lambda value: _listed(value, _protocol) or (DataProtocol.MQTT,), (DataProtocol.MQTT,)),
     Setting("aws_iot_url_lifetime_s", lambda value: _bounded_number(value, URL_LIFETIME_S), DEFAULT_URL_LIFETIME_S),
     Setting("aws_iot_lenient_rejected", _switch, False),
@@ -211,13 +216,15 @@ def settings_from(
     Raises `InvalidInput`, which names the source of a bad value or says what listening wider than this machine needs.
     """
     values: dict[str, Any] = {setting.key: _value(setting, file, environment, flags) for setting in SETTINGS}
+    assumed = frozenset(key for key in MQTT_LISTENERS if not _is_given(key, file, environment, flags))
+    has_broker = values["mqtt_broker"] is not None
     settings = ServerSettings(
         data=DataDirectory(data),
         http=values["http"],
         https=values["https"],
-        mqtt=values["mqtt"],
-        mqtts=values["mqtts"],
-        assumed=frozenset(key for key in MQTT_LISTENERS if not _is_given(key, file, environment, flags)),
+        mqtt=None if has_broker and "mqtt" in assumed else values["mqtt"],
+        mqtts=None if has_broker and "mqtts" in assumed else values["mqtts"],
+        assumed=assumed,
         public_url=values["public_url"],
         names=values["name"],
         tls_cert=values["tls_cert"],
@@ -232,6 +239,9 @@ def settings_from(
         certificate_proxies=values["proxy_client_cert"],
         proxy_authorities=values["proxy_authority"],
         proxy_device_type=values["proxy_device_type"],
+        mqtt_bridge=values["mqtt_bridge"],
+        mqtt_bridge_rules=values["mqtt_bridge_rule"],
+        mqtt_broker=values["mqtt_broker"],
         aws_iot_data=values["aws_iot_data"],
         aws_iot_url_lifetime_s=values["aws_iot_url_lifetime_s"],
         aws_iot_lenient_rejected=values["aws_iot_lenient_rejected"],
@@ -246,6 +256,16 @@ def check_settings(settings: ServerSettings) -> None:
     """Raise `InvalidInput` unless the settings make sense together."""
     if settings.http is None and settings.https is None:
         raise InvalidInput("no listener is left", hint="Leave one of --http and --https on.")
+    listens_mqtt = settings.mqtt is not None or settings.mqtts is not None
+    if settings.mqtt_broker is not None and (listens_mqtt or settings.mqtt_bridge is not None):
+        raise InvalidInput(
+            "with --mqtt-broker there are no listeners and no bridge of our own: things are connected to that broker",
+            hint="Leave out --mqtt, --mqtts and --mqtt-bridge.",
+        )
+    if settings.mqtt_bridge is not None and not listens_mqtt:
+        raise InvalidInput("a bridge needs a listener for things", hint="Leave one of --mqtt and --mqtts on.")
+    if settings.mqtt_bridge_rules and settings.mqtt_bridge is None:
+        raise InvalidInput("--mqtt-bridge-rule has no bridge to rule", hint="Give --mqtt-bridge URL too.")
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise InvalidInput("--tls-cert and --tls-key go together", hint="Give both, or none for our own certificate.")
     if bool(settings.certificate_proxies) != bool(settings.proxy_authorities):

@@ -30,7 +30,7 @@ from flota.server.waiting import wait_for_any
 if TYPE_CHECKING:
     from flota.server.engine import Engine
     from flota.server.mqtt_listeners import MqttListener
-    from flota.server.mqtt_service import MqttService
+    from flota.server.mqtt_service import MqttBrokerService, MqttService
     from flota.store.database import Database
 
 DATA_DIRECTORY_MODE: Final = 0o700
@@ -219,9 +219,13 @@ def _tls_files(settings: ServerSettings, authority: CertificateAuthority, now: d
     return authority.ensure_server_certificate(settings.names, now=now)
 
 
-def _mqtt_service(context: ServerContext, authority: CertificateAuthority) -> MqttService | None:
+def _mqtt_service(context: ServerContext, authority: CertificateAuthority) -> MqttService | MqttBrokerService | None:
     """Return the part that speaks MQTT; without a listener for it nothing of it is imported."""
     settings = context.settings
+    if settings.mqtt_broker is not None:
+        from flota.server.mqtt_service import MqttBrokerService
+
+        return MqttBrokerService(context, settings.mqtt_broker)
     if settings.mqtt is None and settings.mqtts is None:
         return None
     from flota.server.mqtt_service import MqttService

@@ -13,6 +13,8 @@ from flota.errors import InvalidInput
 from flota.fleet.scope import DEFAULT_TENANT
 from flota.protocols.aws_ota import DataProtocol
 from flota.protocols.aws_streams import JsonPayload
+from flota.protocols.mqtt.bridge_rules import BridgeRule
+from flota.protocols.mqtt.broker_url import BrokerUrl
 
 DEFAULT_HTTP: Final = "127.0.0.1:8080"
 DEFAULT_HTTPS: Final = "127.0.0.1:8443"
@@ -212,6 +214,11 @@ class ServerSettings:
     mqtts: Address | None = None
     assumed: frozenset[str] = frozenset()
     """Listeners whose address nobody named: one that is taken by another program is left out, with a warning."""
+    mqtt_bridge: BrokerUrl | None = None
+    """Where things' topics outside `$aws/` go, by `mqtt_bridge_rules` (none: what begins with the thing's name)."""
+    mqtt_bridge_rules: tuple[BridgeRule, ...] = ()
+    mqtt_broker: BrokerUrl | None = None
+    """The broker that things are connected to, instead of listeners of our own."""
     public_url: str | None = None
     names: tuple[str, ...] = ()
     tls_cert: Path | None = None

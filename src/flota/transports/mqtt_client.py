@@ -223,7 +223,8 @@ class MqttLink(asyncio.Protocol):
                 waiting.set_result(event)
 
     async def _answer(self, packet_id: int, what: str, timeout_s: float) -> Suback | Acknowledgement:
-        self._answers[packet_id] = waiting = self._loop.create_future()
+        waiting: asyncio.Future[Suback | Acknowledgement] = self._loop.create_future()
+        self._answers[packet_id] = waiting
         self._flush()
         try:
             async with asyncio.timeout(timeout_s):

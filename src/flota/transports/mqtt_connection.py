@@ -216,7 +216,7 @@ class ServedConnection(asyncio.Protocol):
         """Work off event after event, as long as none has to be waited for and the client reads its answers."""
         if self._is_working:
             return
-        core = self._core
+        core, high = self._core, self._endpoint.limits.output_high
         self._is_working = True
         try:
             while self._task is None and not (core.is_congested or self._is_closing or self._endpoint.is_stopping):
@@ -224,6 +224,8 @@ class ServedConnection(asyncio.Protocol):
                 if event is None:
                     break
                 self._handle(event)
+                if core.output_bytes >= high:
+                    self._flush()  # only what was written can tell that the client does not read
         except FlotaError as error:
             self._violated(error)
         except Exception as error:  # noqa: BLE001 - one connection ends, the server goes on

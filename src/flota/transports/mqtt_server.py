@@ -183,6 +183,10 @@ class MqttEndpoint:
         sessions = self.core.sessions_of(key)
         return [cast("ServedConnection", one.connection.holder) for one in sessions if one.connection is not None]
 
+    def filters_of(self, key: Hashable) -> set[str]:
+        """Return what the sessions of an identity are subscribed to, kept ones included."""
+        return {topic_filter for session in self.core.sessions_of(key) for topic_filter in session.subscriptions}
+
     def forget(self, key: Hashable, reason: str) -> int:
         """Close every connection of an identity and drop its sessions; returns how many connections there were."""
         connections = self.core.forget(key)

@@ -156,13 +156,17 @@ def parse_thing_file(data: bytes) -> ThingFile:
         raise BadThingFile("not JSON in UTF-8", found=str(error)[:120]) from error
     if not isinstance(members, dict):
         raise BadThingFile("not a JSON object")
-    texts = [members.get(name) for name in ("thing_name", "client_id", "endpoint")]
     port = members.get("port")
-    if not all(isinstance(text, str) and text and text.isprintable() for text in texts):
-        raise BadThingFile("a name is missing or no text", expected="thing_name, client_id, endpoint")
     if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 1 << 16:
         raise BadThingFile("the port is missing or no port", found=repr(port)[:40])
-    return ThingFile(*[str(text) for text in texts], port)
+    return ThingFile(_name(members, "thing_name"), _name(members, "client_id"), _name(members, "endpoint"), port)
+
+
+def _name(members: Mapping[str, object], key: str) -> str:
+    text = members.get(key)
+    if not isinstance(text, str) or not text or not text.isprintable():
+        raise BadThingFile(f"{key} is missing or no printable text")
+    return text
 
 
 def _quoted(text: str) -> str:

@@ -35,7 +35,7 @@ from flota.trust.code_signing import parse_chain, public_pem_of
 from flota.trust.file_signatures import FileAlgorithm, FilePublicKey
 from flota.virtual.agents.aws_ota.job_document import OtaFile
 from flota.virtual.agents.aws_ota.pal import ImageState, PalCode, PalError, PalImageState
-from flota.virtual.boot.nuvoton_journal import NO_CRC, Record, image_crc, write_descriptor
+from flota.virtual.boot.nuvoton_journal import Record, present_record, write_descriptor
 from flota.virtual.device import AppContext
 from flota.virtual.events import EventKind
 from flota.virtual.flash import NorFlash
@@ -117,7 +117,7 @@ class NvtblPal:
         self._file = file
         garbage = self._build.garbage
         descriptor = Descriptor(ImageFlag.INVALID, file.size - 1, sequence=garbage, hardware_id=garbage)
-        self._write(descriptor)
+        self._write(Record(descriptor))
         await self._context.pace.pay()
 
     async def write_block(self, offset: int, data: bytes) -> None:
@@ -233,18 +233,21 @@ class NvtblPal:
         if not self._journaled:
             self._rewrite(raw[:FLAG_OFFSET] + bytes((flag,)) + raw[FLAG_OFFSET + 1 :])
             return
-        if not has_magic(raw):
+        record = present_record(self._board.controller)
+        if record is None:
             return
-        descriptor = replace(parse_descriptor(raw), flag=flag.value)
+        descriptor = replace(record.descriptor, flag=flag.value)
         if flag is ImageFlag.VALID:
             descriptor = replace(descriptor, reserved=0)  # what was accepted is not to be undone later
-        self._write(descriptor, image_crc(self._board.controller) if crc is None else crc)
+        if crc is not None:
+            record = replace(record, image_crc=crc, save_first=self._with_backup)
+        self._write(replace(record, descriptor=descriptor))
 
-    def _write(self, descriptor: Descriptor, crc: int = NO_CRC) -> None:
+    def _write(self, record: Record) -> None:
         if self._journaled:
-            write_descriptor(self._board.controller, Record(descriptor, crc))
+            write_descriptor(self._board.controller, record)
         else:
-            self._rewrite(descriptor.pack())
+            self._rewrite(record.descriptor.pack())
 
     def _rewrite(self, raw: bytes) -> None:
         """Erase the page and program it word by word, as the vendor's driver does."""
@@ -271,10 +274,9 @@ class NvtblPal:
         header = Descriptor(ImageFlag.VALID, APP_SIZE - 1, reserved=place)
         record = Record(header, zlib.crc32(image))
         spi.program(BACKUP_ADDR, record.pack() if self._journaled else header.pack())
-        raw = self._descriptor_bytes()
-        if has_magic(raw):
-            saved = replace(parse_descriptor(raw), reserved=BACKUP_ADDR)
-            self._write(saved, image_crc(self._board.controller))
+        present = present_record(self._board.controller)
+        if present is not None:
+            self._write(replace(present, descriptor=replace(present.descriptor, reserved=BACKUP_ADDR)))
         self._context.tell(EventKind.PROGRESS, "the running app is saved to the backup bank")
         await self._context.pace.pay()
 

@@ -24,9 +24,11 @@ NOBODY: Final = 0xFF
 FAST_READ: Final = 0x0B
 READ_ID: Final = 0x9F
 READ_SFDP: Final = 0x5A
+PROGRAM: Final = 0x02
+READ_STATUS: Final = 0x05
 READ_BANK: Final = 0x16
 READ_SECURITY: Final = 0x2B
-_ANSWERS_ZERO: Final = frozenset({READ_BANK, READ_SECURITY})
+_ANSWERS_ZERO: Final = frozenset({READ_STATUS, READ_BANK, READ_SECURITY})
 
 _SFDP_START: Final = struct.Struct("<4sBBBB")
 _SFDP_TABLE: Final = struct.Struct("<BBBB3sB")
@@ -75,14 +77,27 @@ class SpiNor:
         elif code == FAST_READ:
             answer = self._wrapped(int.from_bytes(command[1:4], "big"), answer_length)
         elif code == READ_SFDP and self.has_sfdp:
-            answer = pack_sfdp(SpiGeometry(self.flash.size, self.flash.sector_size))[
-                int.from_bytes(command[1:4], "big") :
-            ]
+            description = pack_sfdp(SpiGeometry(self.flash.size, self.flash.sector_size))
+            answer = description[int.from_bytes(command[1:4], "big") :]
         elif code in _ANSWERS_ZERO:
             answer = bytes(answer_length)
         else:
             answer = b""
+            self._change(code, command[1:])
         return answer[:answer_length].ljust(answer_length, bytes((NOBODY,)))
+
+    def _change(self, code: int, rest: bytes) -> None:
+        """Do what changes cells: a program within one page, an erase of a block that the part has."""
+        address = int.from_bytes(rest[:3], "big") % self.flash.size
+        if code == PROGRAM and len(rest) > 3:
+            self.clear_bits(address, rest[3:])
+        elif code == _ERASE_4K_OPCODE and self.flash.sector_size == _SUBSECTOR:
+            self.flash.erase_sector(address // _SUBSECTOR * _SUBSECTOR)
+
+    def clear_bits(self, address: int, data: bytes) -> None:
+        """Program bytes as the cells do: only 1 becomes 0."""
+        before = self.flash.read(address, len(data))
+        self.flash.program(address, (int.from_bytes(before) & int.from_bytes(data)).to_bytes(len(data)))
 
     def _wrapped(self, address: int, length: int) -> bytes:
         """Return cells from `address` on; behind the last cell comes the first."""
@@ -125,9 +140,7 @@ class SpiDriver:
             room = PROGRAM_PAGE_SIZE - (address + position) % PROGRAM_PAGE_SIZE
             piece = data[position : position + room]
             if not (skip_blank and piece.count(NOBODY) == len(piece)):
-                before = self._chip.flash.read(address + position, len(piece))
-                after = int.from_bytes(before) & int.from_bytes(piece)
-                self._chip.flash.program(address + position, after.to_bytes(len(piece)))
+                self._chip.clear_bits(address + position, piece)
             position += len(piece)
 
     def _check(self, address: int, length: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import pytest
@@ -33,7 +33,7 @@ from flota.transports.mqtt_client import ConnectRefused, MqttLinkLost, open_mqtt
 from flota.transports.mqtt_server import MqttServerLimits
 from tests.transports.mqtt.desk import Served, serving
 
-SOON_S = 10.0
+SOON_S = 5.0
 
 
 @pytest.fixture
@@ -266,7 +266,7 @@ async def test_qos_2_gets_no_acknowledgement_and_does_nothing(served: Served) ->
         pytest.param(pack_packet(Connect("a" * 9000)), id="a CONNECT above 8 KiB"),
         pytest.param(pack_packet(ANN) + b"\x30\xff\xff\xff\xff\x01", id="a length of five bytes"),
         pytest.param(pack_packet(ANN) + b"\x30" + b"\xff\xff\xff\x7f", id="a message of 256 MiB"),
-        pytest.param(pack_packet(ANN) + bytes.fromhex("300500034123"), id="wildcards in a name"),
+        pytest.param(pack_packet(ANN) + bytes.fromhex("300400024123"), id="wildcards in a name"),
         pytest.param(pack_packet(ANN) + pack_packet(Publish("a/" * 300, b"")), id="a name that is too deep"),
         pytest.param(pack_packet(ANN) + bytes.fromhex("30050003edb48061"), id="a surrogate in a name"),
         pytest.param(pack_packet(ANN) + pack_packet(Connack(0)), id="a packet of servers"),
@@ -366,11 +366,22 @@ async def test_those_who_are_in_do_not_count_as_pending() -> None:
             await link.close()
 
 
+SLOW: list[socket.socket] = []
+
+
+@pytest.fixture(autouse=True)
+def no_slow_reader_stays() -> Iterator[None]:
+    yield
+    while SLOW:
+        SLOW.pop().close()
+
+
 async def a_slow_reader(served: Served) -> socket.socket:
     """A client with a small window that has connected and reads nothing from now on."""
     loop = asyncio.get_running_loop()
     slow = socket.socket()
-    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    SLOW.append(slow)
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
     slow.setblocking(False)
     await loop.sock_connect(slow, ("127.0.0.1", served.port))
     await loop.sock_sendall(slow, pack_packet(ANN))

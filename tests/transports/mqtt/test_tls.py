@@ -135,8 +135,9 @@ async def test_large_answers_come_whole_and_in_order(authorities: Authorities, d
         ann = await secure(served, authorities.client_context(device))
         await ann.subscribe("desk/ann/data", 1)
         for size in (1, 4096, 16_384, 16_385, 131_072):
-            await ann.publish("desk/ann/blocks", b"20,%d" % size)
-            assert {len((await ann.receive()).payload) for _ in range(20)} == {size}
+            count = min(20, (1 << 20) // size)  # more than a session may hold is dropped
+            await ann.publish("desk/ann/blocks", b"%d,%d" % (count, size))
+            assert {len((await ann.receive()).payload) for _ in range(count)} == {size}
 
 
 async def test_connections_that_fail_at_the_client_are_no_harm(authorities: Authorities, device: Certified) -> None:

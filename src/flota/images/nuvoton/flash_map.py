@@ -109,7 +109,7 @@ SD_END: Final = SD_SCRATCH_ADDR + SD_SCRATCH_SIZE
 M2354_AREAS: Final = (
     FlashArea("MCUboot", "bootloader", 0x0, 0xC000),
     FlashArea("protected storage", "nvs", 0xC000, 0xE000),
-    FlashArea("internal trusted storage", "nvs", 0x1_A000, 0x5000),
+    FlashArea("trusted storage", "nvs", 0x1_A000, 0x5000),
     FlashArea("NV counters", "data", 0x1_F000, 0x1000),
     FlashArea("secure image", "secure", SECURE_ADDR, SECURE_SIZE),
     FlashArea("application", "app", NON_SECURE_ADDR, NON_SECURE_SIZE),

@@ -1,6 +1,6 @@
 """The three memory pictures of an update: before it, the download, the reset; for the M487 and for the M2354.
 
-Source: docs/reference/nuvoton.md, "Memory maps" and "An update, step by step".
+Source: docs/reference/nuvoton.md, "Memory maps" and "Steps of the application".
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from flota.images.nuvoton.flash_map import (
 
 APROM, LDROM, SPI = "APROM", "LDROM", "SPI flash"
 FLASH, SD = "internal flash", "SD card"
-OLD, NEW = "running firmware", "new firmware"
+OLD, NEW, SAVED = "running firmware", "new firmware", "previous firmware"
 
 
 def m487_pictures(
@@ -49,7 +49,7 @@ def m487_pictures(
     if image_size is not None:
         staged = _used(spi, "staging bank", image_size)
         copied = cloned_pages(0, max(image_size - 1, 0)) * PAGE_SIZE
-        cloned = _limited(_used(aprom, "application", copied), "application", image_size, APP_SIZE)
+        cloned = _limited(_used(aprom, "application", copied), "application", image_size, APP_SIZE, written=copied)
     app, staging = Place(APROM, "application"), Place(SPI, "staging bank")
 
     def picture(
@@ -81,7 +81,7 @@ def m487_pictures(
             "The loader finds the descriptor and starts the Cloner, which copies the new image over the application "
             "and starts it for its self-test.",
             (cloned, staged),
-            {"application": NEW, "OTA descriptor": "0xFE, then 0xFC", "staging bank": NEW, "backup bank": OLD},
+            {"application": NEW, "OTA descriptor": "0xFE, then 0xFC", "staging bank": NEW, "backup bank": SAVED},
             Move(staging, app, "the Cloner"),
         ),
     )
@@ -93,7 +93,8 @@ def m2354_pictures(image_size: int | None = None) -> tuple[MemoryPicture, ...]:
     card = layout_of_areas(SD_AREAS, flash_size=SD_END)
     staged, installed = card, flash
     if image_size is not None:
-        staged = _limited(_used(card, "app secondary", image_size), "app secondary", image_size, NON_SECURE_SIZE)
+        staged = _used(card, "app secondary", image_size)
+        staged = _limited(staged, "app secondary", image_size, NON_SECURE_SIZE, written=image_size)
         installed = _used(flash, "application", image_size)
     secondary, primary = Place(SD, "app secondary"), Place(FLASH, "application")
 
@@ -127,14 +128,17 @@ def _used(layout: FlashLayout, name: str, used: int) -> FlashLayout:
     return replace(layout, regions=regions)
 
 
-def _limited(layout: FlashLayout, name: str, size: int, room: int) -> FlashLayout:
-    """Return the layout with an error and, where the excess goes, a region that overlaps its neighbours."""
+def _limited(layout: FlashLayout, name: str, size: int, room: int, *, written: int) -> FlashLayout:
+    """Return the layout with an error if an image of `size` bytes is larger than the region `name` of `room` bytes.
+
+    What of the `written` bytes goes beyond it is a region that overlaps the neighbours.
+    """
     if size <= room:
         return layout
     start = next(one.end for one in layout.regions if one.name == name)
     finding = Finding(
         "error", "too-large", f"the image is larger than {name}", start, f"at most {room} bytes", f"{size} bytes"
     )
-    excess = FlashRegion("too much", "app", start, size - room)
-    regions = tuple(sorted((*layout.regions, excess), key=lambda region: (region.start, region.end)))
+    excess = (FlashRegion("too much", "app", start, written - room),) if written > room else ()
+    regions = tuple(sorted((*layout.regions, *excess), key=lambda region: (region.start, region.end)))
     return replace(layout, regions=regions, findings=(*layout.findings, finding))

@@ -289,7 +289,9 @@ class Mcu:
     def _act(self, now: float) -> None:
         """Make the next call of this phase."""
         self._act_at, self._called_at = None, now
-        if self.phase in (Phase.SCAN, Phase.SYNC, Phase.UP):
+        if self.phase is Phase.UP and self.settings.policy.asks_state and not self.settings.is_boot_loader:
+            self.rpc.call(GET_STATE, now=now)
+        elif self.phase in (Phase.SCAN, Phase.SYNC, Phase.UP):
             self.rpc.call(NCP_PING, now=now)
         elif self.phase is Phase.RAISE:
             assert self.settings.raises_to is not None
@@ -403,14 +405,15 @@ class Mcu:
     # --- liveness -----------------------------------------------------------------------------------------------------
 
     def _ping_ended(self, event: Answered | CallFailed, now: float) -> None:
-        if isinstance(event, Answered):
+        if isinstance(event, Answered) and event.values and event.values[0] == NcpState.NOT_INITIALIZED:
+            self._begin_again("the NCP has restarted", now)
+        elif isinstance(event, Answered):
             self._act_at = now + PING_EVERY_S
-            return
-        self._silences += 1
-        if self._silences < PINGS_LOST:
+        elif self._silences + 1 < PINGS_LOST:
+            self._silences += 1
             self._act_at = now + PING_AGAIN_S
-            return
-        self._begin_again("the NCP is silent", now)
+        else:
+            self._begin_again("the NCP is silent", now)
 
     def _begin_again(self, reason: str, at: float) -> None:
         self._events.append(LinkDown(reason))

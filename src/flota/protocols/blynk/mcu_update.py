@@ -105,7 +105,8 @@ class McuPolicy:
 
     `repeats_are_taken`: a chunk that is stored already is acknowledged again. `compares`: which of the NCP's digests
     have to be right, as far as the NCP knows them; `needs_crc`: without the CRC-32 the image is refused.
-    `asks_digests_early`: after a prefetch already, for the record of a boot loader.
+    `asks_digests_early`: after a prefetch already, for the record of a boot loader. `asks_state`: it asks the NCP from
+    time to time what its state is, not only whether it is there, and so notices that it has restarted.
     """
 
     chunk: int = 1024
@@ -115,6 +116,7 @@ class McuPolicy:
     compares: frozenset[str] = frozenset({"md5", "sha256", "crc32"})
     needs_crc: bool = False
     asks_digests_early: bool = False
+    asks_state: bool = True
 
 
 REFERENCE: Final = McuPolicy(
@@ -123,6 +125,7 @@ REFERENCE: Final = McuPolicy(
     stall_limit_s=None,
     compares=frozenset({"crc32"}),
     needs_crc=True,
+    asks_state=False,
 )
 """The vendor's reference firmware, weaknesses included: it never repeats otaUpdateStart and never gives a stream up."""
 

@@ -41,7 +41,7 @@ from flota.protocols.blynk.ncp_job import (
     UpdateEvent,
     UpdateJob,
 )
-from flota.protocols.blynk.ncp_states import MCU_MAY_BE_SILENT, UpdateState
+from flota.protocols.blynk.ncp_states import MCU_IS_AT_WORK, MCU_MAY_BE_SILENT, UpdateState
 from flota.protocols.blynk.ncp_update import QUIET_S, SERVED, NcpUpdate
 from flota.protocols.blynk.rpc import Answered, Called, CallFailed, Notified, RpcEndpoint, RpcEvent
 from flota.protocols.blynk.values import Value
@@ -166,12 +166,14 @@ class Ncp:
         self._cloud = False
         self._told_state: NcpState | None = None
         self._alive_at = now
+        self._silent_from = now
+        """From when on the MCU's silence counts."""
+        self._watched = False
         self._heard_since: float | None = None
         self._pings = 0
         self._unproven_since: float | None = None
         self._now = now
-        if settings.announces_start:
-            self.rpc.notify(STATE_CHANGE, NcpState.NOT_INITIALIZED, now=now)
+        self._announce_at: float | None = now if settings.announces_start else None
         self._told_state = NcpState.NOT_INITIALIZED
 
     @property
@@ -191,6 +193,12 @@ class Ncp:
     def cloud(self, connected: bool, *, now: float) -> list[NcpEvent]:
         """Take note whether the server answers."""
         self._cloud = connected
+        return self._after(now)
+
+    def line_opened(self, *, now: float) -> list[NcpEvent]:
+        """Take note that the line is there (again): an MCU that runs already is told that it has to begin anew."""
+        if not self._initialized:
+            self._announce_at = now
         return self._after(now)
 
     def offer(self, job: UpdateJob, *, now: float) -> list[NcpEvent]:
@@ -235,8 +243,11 @@ class Ncp:
         before = self.rpc.counts_of_frames
         events = self.rpc.receive(data, now=now)
         if self.rpc.counts_of_frames != before:
-            self._alive_at, self._pings, self._unproven_since = now, 0, None
-            self._heard_since = now if self._heard_since is None else self._heard_since
+            self._alive_at = self._silent_from = now
+            self._pings, self._unproven_since = 0, None
+            if self._heard_since is None:
+                self._heard_since = now
+                self._announce_at = now + BOOT_LOADER_AFTER_S
         for event in events:
             self._take(event, now)
         return self._after(now)
@@ -254,6 +265,8 @@ class Ncp:
             limits.append(self._quiet_at())
         if self.update.state is UpdateState.PENDING and not self._is_ready():
             limits.append(self._listens_since())
+        if self.rpc.is_free:
+            limits.append(self._announce_at)
         return min((limit for limit in limits if limit is not None), default=None)
 
     def deadline_passed(self, *, now: float) -> list[NcpEvent]:
@@ -267,6 +280,8 @@ class Ncp:
         if self._has_news() and self.rpc.is_free and now >= self._quiet_at():
             self._told_state = self.state
             self.rpc.notify(STATE_CHANGE, self.state, now=now)
+        if self._announce_at is not None and self.rpc.is_free and now >= self._announce_at:
+            self._announce(now)
         self.update.deadline_passed(mcu_is_ready=self._is_ready(), now=now)
         return self._after(now)
 
@@ -283,6 +298,13 @@ class Ncp:
             self.rpc.answer(event, *_FIXED[event.procedure.uid], now=now)
         else:
             _SERVE[event.procedure.uid](self, event, now)
+
+    def _announce(self, now: float) -> None:
+        """Tell an MCU that is heard, but has not begun, that it has to; it may believe that nothing has happened."""
+        heard = self._heard_since is not None and now - self._alive_at <= SILENCE_S
+        self._announce_at = now + BOOT_LOADER_AFTER_S if heard and not self._initialized else None
+        if not self._initialized and self.update.state not in MCU_IS_AT_WORK:
+            self.rpc.notify(STATE_CHANGE, NcpState.NOT_INITIALIZED, now=now)
 
     def _reboot_asked(self, called: Called, now: float) -> None:
         self.rpc.answer(called, True, now=now)
@@ -308,6 +330,7 @@ class Ncp:
         template_id, template_name = (str(value) for value in called.args)
         self.rpc.answer(called, True, now=now)
         self._initialized = True
+        self._announce_at = None
         self._events.append(Initialized(template_id, template_name))
         self.update.initialized(now=now)
 
@@ -329,7 +352,7 @@ class Ncp:
             away = self.baud != self.settings.initial_baud and not self._initialized
             lost = self._alive_at + LOST_AFTER_S if away else None
             return min((at for at in (fall_back, lost) if at is not None), default=None)
-        ping = self._alive_at + SILENCE_S + self._pings * PING_EVERY_S
+        ping = self._silent_from + SILENCE_S + self._pings * PING_EVERY_S
         return ping if fall_back is None else min(ping, fall_back)
 
     def _watch(self, now: float) -> None:
@@ -355,7 +378,7 @@ class Ncp:
         self.rpc.notify(PROCESS_EVENT, NcpEventCode.REBOOTING, now=now)
         self._initialized = False
         self._told_state = NcpState.NOT_INITIALIZED
-        self._heard_since, self._pings, self._alive_at = None, 0, now
+        self._heard_since, self._pings, self._alive_at, self._announce_at = None, 0, now, None
         self._switch(self.settings.initial_baud)
 
     def _switch(self, baud: int) -> None:
@@ -391,6 +414,9 @@ class Ncp:
             self._commands.append(data)
 
     def _after(self, now: float) -> list[NcpEvent]:
+        if self._watches() and not self._watched:  # it was allowed to be silent until now: ping it at once
+            self._silent_from, self._pings = max(self._alive_at, now - SILENCE_S), 0
+        self._watched = self._watches()
         self.update.step(now=now)
         while self.update.events:
             event = self.update.events.pop(0)

@@ -100,6 +100,9 @@ TRANSITIONS: Final[Mapping[tuple[UpdateState, UpdateInput], UpdateState]] = Mapp
 MCU_MAY_BE_SILENT: Final = frozenset({_S.ACCEPTED, _S.PREFETCHING, _S.STREAMING, _S.FINISHING, _S.APPLIED})
 """States in which the MCU may erase flash, sit in a boot loader or restart: its silence is no reason to give it up."""
 
+MCU_IS_AT_WORK: Final = frozenset({_S.PREFETCHING, _S.STREAMING, _S.FINISHING})
+"""States in which the MCU is heard, but has nothing to be reminded of."""
+
 
 class WrongInput(Conflict):
     """This cannot happen to an update in this state: a bug of the NCP, and nothing was changed."""

@@ -7,7 +7,6 @@ from typing import Final, TypeVar
 import msgspec
 
 from flota.errors import TooLarge
-from flota.protocols.cbor import parse_cbor
 from flota.protocols.malformed import MalformedMessage
 
 MESSAGE_MAX_BYTES: Final = 256 * 1024
@@ -24,6 +23,8 @@ def decode(decoder: msgspec.json.Decoder[_T], body: bytes, what: str, *, cbor: b
     if len(body) > MESSAGE_MAX_BYTES:
         raise TooLarge(f"the {what} is too long", expected=f"at most {MESSAGE_MAX_BYTES} bytes", found=len(body))
     if cbor:
+        from flota.protocols.cbor import parse_cbor  # 1 MB that a gateway, which speaks JSON, need not carry
+
         value = parse_cbor(body)
         try:
             return msgspec.convert(value, decoder.type)

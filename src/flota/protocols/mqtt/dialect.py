@@ -101,6 +101,10 @@ class MqttBroker(Protocol):
         """Return the connected clients whose identity has this key."""
         ...
 
+    def filters_of(self, key: Hashable) -> set[str]:
+        """Return what the sessions of an identity are subscribed to, kept ones included."""
+        ...
+
     def forget(self, key: Hashable, reason: str) -> int:
         """Close every connection of an identity and drop its sessions; returns how many connections there were."""
         ...

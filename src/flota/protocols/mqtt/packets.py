@@ -169,6 +169,13 @@ class PacketReader:
         """Bytes that are not cut into packets yet."""
         return len(self._data) - self._at + (0 if self._partial is None else len(self._partial))
 
+    @property
+    def first_byte(self) -> int | None:
+        """The first byte of the packet under way, None before it has come."""
+        if self._partial is not None:
+            return self._partial[0]
+        return self._data[self._at] if self._at < len(self._data) else None
+
     def allow(self, max_packet_size: int) -> None:
         """Take packets up to this size from now on: before CONNECT is accepted less is allowed than after."""
         self._max = max_packet_size

@@ -44,6 +44,7 @@ PACKET_MAX_BYTES: Final = 128 * 1024 + 1024
 
 SUBSCRIPTIONS_MAX: Final = 50
 
+_CONNECT: Final = PacketType.CONNECT << 4
 _PUBACK: Final = PacketType.PUBACK << 4
 _PINGREQ: Final = PacketType.PINGREQ << 4
 _PINGRESP_BYTES: Final = pack_packet(Signal(PacketType.PINGRESP))
@@ -94,6 +95,7 @@ class ServerConnection:
         "connect",
         "holder",
         "limits",
+        "output_bytes",
         "session",
     )
 
@@ -107,6 +109,8 @@ class ServerConnection:
         self._reader = PacketReader(self.limits.connect_max)
         self._phase = _Phase.NEW
         self._output: list[bytes] = []
+        self.output_bytes = 0
+        """Payloads that `take_output` will give, bytes: who works off many requests at once has to look at it."""
         self._deadline: float | None = now + connect_within_s
         self._congested = False
         self._answer_qos: tuple[bytes, int] | None = None
@@ -129,6 +133,7 @@ class ServerConnection:
     def take_output(self) -> list[bytes]:
         """Return what has to be sent now, in order."""
         output, self._output = self._output, []
+        self.output_bytes = 0
         return output
 
     # --- what comes in ------------------------------------------------------------------------------------------------
@@ -145,6 +150,8 @@ class ServerConnection:
         Raises `MalformedPacket`, `PacketTooLarge`, `ProtocolViolation`: close then.
         """
         take = self._reader.take
+        if self._phase is _Phase.NEW and self._reader.first_byte not in {None, _CONNECT}:
+            raise ProtocolViolation("the first packet is no CONNECT")  # without waiting for its end
         while self._phase is _Phase.OPEN or self._phase is _Phase.NEW:
             cut = take()
             if cut is None:
@@ -271,6 +278,7 @@ class ServerConnection:
             else:
                 append(head)
             append(payload)
+            self.output_bytes += size
 
     def set_congested(self, *, congested: bool) -> None:
         """Hear from the holder that the client reads too slowly, or no longer: messages of QoS 1 wait meanwhile."""

@@ -6,7 +6,8 @@ cleared once the descriptor's page is complete. A copy whose checksum holds and 
 descriptor ought to be; any boot finishes the writing. A stock application never writes the second page, and nothing
 changes for it.
 
-The copy also keeps the CRC-32 of the staged image, so that the Cloner can tell a bank that is not what was verified.
+The copy also keeps the CRC-32 of the staged image, so that the Cloner can tell a bank that is not what was verified,
+and whether the app that runs is to be saved before it is overwritten.
 Source: docs/reference/nuvoton.md, "Rollback".
 """
 
@@ -24,10 +25,13 @@ from flota.virtual.boot.nuvoton_parts import FlashController, program_page
 NO_CRC: Final = 0xFFFF_FFFF
 """In place of an image's CRC-32: nobody said one."""
 
-_SUMS: Final = struct.Struct("<II")
+NOT_SAVED: Final = 0x01
+"""Option: the app was built to be overwritten without a backup. Else the Cloner saves it if nobody else has."""
+
+_SUMS: Final = struct.Struct("<4I")
 RECORD_SIZE: Final = DESCRIPTOR_SIZE + _SUMS.size
-"""Descriptor, CRC-32 of the image, CRC-32 of these 36 bytes."""
-assert RECORD_SIZE == 40
+"""Descriptor, CRC-32 of the image, options, a blank word, CRC-32 of these 44 bytes."""
+assert RECORD_SIZE == 48
 assert RECORD_SIZE % PROGRAM_UNIT == 0
 DONE_OFFSET: Final = RECORD_SIZE
 DONE: Final = bytes(PROGRAM_UNIT)
@@ -37,14 +41,19 @@ _AREA_SIZE: Final = RECORD_SIZE + PROGRAM_UNIT
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A descriptor with the CRC-32 of the image that it speaks of (`NO_CRC` = not known)."""
+    """A descriptor with the CRC-32 of the image that it speaks of (`NO_CRC` = not known).
+
+    `save_first`: the app in APROM is saved to the backup bank before it is overwritten, also where nothing is known.
+    """
 
     descriptor: Descriptor
     image_crc: int = NO_CRC
+    save_first: bool = True
 
     def pack(self) -> bytes:
-        """Return the 40 bytes."""
-        front = self.descriptor.pack() + self.image_crc.to_bytes(4, "little")
+        """Return the 48 bytes."""
+        options = 0 if self.save_first else NOT_SAVED
+        front = (self.descriptor.pack() + _SUMS.pack(self.image_crc, options, NO_CRC, 0))[:-4]
         return front + zlib.crc32(front).to_bytes(4, "little")
 
 
@@ -57,11 +66,11 @@ class Journal:
 
 
 def parse_record(data: bytes) -> Record | None:
-    """Return the record at the start of `data` (40 bytes), None if it has no magic or its checksum does not hold."""
-    image_crc, crc = _SUMS.unpack_from(data, DESCRIPTOR_SIZE)
+    """Return the record at the start of `data` (48 bytes), None if it has no magic or its checksum does not hold."""
+    image_crc, options, _, crc = _SUMS.unpack_from(data, DESCRIPTOR_SIZE)
     if not has_magic(data) or zlib.crc32(data[: RECORD_SIZE - 4]) != crc:
         return None
-    return Record(parse_descriptor(data), image_crc)
+    return Record(parse_descriptor(data), image_crc, not options & NOT_SAVED)
 
 
 def read_journal(controller: FlashController) -> Journal | None:
@@ -85,12 +94,17 @@ def current_descriptor(controller: FlashController) -> Descriptor | None:
     return read_descriptor(controller)
 
 
-def image_crc(controller: FlashController) -> int:
-    """Return the CRC-32 of the staged image as the copy of the present descriptor has it, `NO_CRC` without one."""
+def present_record(controller: FlashController) -> Record | None:
+    """Return the copy of the present descriptor with what it knows beside it; None without a descriptor.
+
+    A descriptor that was written without a copy, as a stock application does, is a record that knows nothing.
+    """
     journal, descriptor = read_journal(controller), read_descriptor(controller)
+    if descriptor is None:
+        return None
     if journal is None or journal.record.descriptor != descriptor:
-        return NO_CRC
-    return journal.record.image_crc
+        return Record(descriptor)
+    return journal.record
 
 
 def write_descriptor(controller: FlashController, record: Record) -> None:

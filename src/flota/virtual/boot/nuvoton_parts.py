@@ -28,6 +28,9 @@ SPI_WRITE_ENABLE: Final = b"\x06"
 SPI_CLEAR_STATUS: Final = b"\x01\x00"
 SPI_READ_ID: Final = b"\x9f"
 SPI_FAST_READ: Final = 0x0B
+SPI_PROGRAM: Final = 0x02
+SPI_ERASE_4K: Final = 0x20
+SPI_READ_STATUS: Final = b"\x05"
 SPI_LEAVE_4_BYTES: Final = b"\xe9"
 SPI_READ_SECURITY: Final = b"\x2b"
 SPI_READ_BANK: Final = b"\x16"
@@ -132,6 +135,20 @@ def start_spi(spi: SpiBus) -> SpiStart:
 def read_spi(spi: SpiBus, address: int, length: int) -> bytes:
     """Return `length` bytes of SPI flash: command 0B, three address bytes, one dummy byte, one line."""
     return spi.transfer(bytes((SPI_FAST_READ,)) + address.to_bytes(3, "big") + b"\0", length)
+
+
+def erase_spi_block(spi: SpiBus, address: int) -> None:
+    """Erase the 4 KiB at `address`; a part without such blocks ignores it."""
+    spi.transfer(SPI_WRITE_ENABLE)
+    spi.transfer(bytes((SPI_ERASE_4K,)) + address.to_bytes(3, "big"))
+    spi.transfer(SPI_READ_STATUS, 1)
+
+
+def program_spi(spi: SpiBus, address: int, data: bytes) -> None:
+    """Program `data`, which lies within a page of 256 bytes."""
+    spi.transfer(SPI_WRITE_ENABLE)
+    spi.transfer(bytes((SPI_PROGRAM,)) + address.to_bytes(3, "big") + data)
+    spi.transfer(SPI_READ_STATUS, 1)
 
 
 def program_page(controller: FlashController, address: int, data: bytes) -> None:

@@ -6,7 +6,7 @@ What is copied is checked before anything is erased, and after it was written.
 
 | flag | the Cloner does |
 |---|---|
-| new | checks the staged image, copies it, sets pending, then as below |
+| new | checks the staged image, saves the app if nobody has, copies, sets pending, then as below |
 | pending, trial not used | notes the trial, starts the app |
 | pending, trial used | sets invalid, then as below |
 | invalid with a usable backup | copies the backup, sets valid without a backup, starts the app |
@@ -25,23 +25,35 @@ from flota.images.nuvoton import DESCRIPTOR_SIZE, Descriptor, ImageFlag, has_mag
 from flota.images.nuvoton.flash_map import (
     APP_ADDR,
     APP_SIZE,
+    BACKUP_ADDR,
     CLONER_ADDR,
     PAGE_SIZE,
     PROGRAM_UNIT,
     STAGING_ADDR,
     TRIAL_ADDR,
+    backup_image_addr,
 )
 from flota.virtual.boot.nuvoton_journal import (
     NO_CRC,
+    RECORD_SIZE,
     Record,
     current_descriptor,
     finish_writing,
-    image_crc,
     parse_record,
-    read_descriptor,
+    present_record,
     write_descriptor,
 )
-from flota.virtual.boot.nuvoton_parts import FlashController, Handover, ResetKind, SpiBus, SpiStart, read_spi, start_spi
+from flota.virtual.boot.nuvoton_parts import (
+    FlashController,
+    Handover,
+    ResetKind,
+    SpiBus,
+    SpiStart,
+    erase_spi_block,
+    program_spi,
+    read_spi,
+    start_spi,
+)
 from flota.virtual.boot.nuvoton_stock import field_lines
 
 COPIES_MAX: Final = 2
@@ -51,10 +63,11 @@ BLANK_UNIT: Final = b"\xff" * PROGRAM_UNIT
 TRIAL_UNUSED: Final = BLANK_UNIT
 TRIAL_USED: Final = bytes(PROGRAM_UNIT)
 
-BACKUP_HEADER_SIZE: Final = 40
-"""A descriptor, and the sums of `nuvoton_journal.Record`; applications of the vendor's write the descriptor alone."""
+SPI_PAGE_SIZE: Final = 256
+BACKUP_HEADER_SIZE: Final = RECORD_SIZE
+"""A descriptor with the sums of a `Record`; applications of the vendor's write the descriptor alone."""
 
-_NO_SUMS: Final = b"\xff" * 8
+_NO_SUMS: Final = b"\xff" * (RECORD_SIZE - DESCRIPTOR_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +100,12 @@ def run_cloner(controller: FlashController, spi: SpiBus) -> Handover:
     lines = [started.line, "Boot to Flota Cloner"]
     if finish_writing(controller):
         lines.append("OTA descriptor was interrupted: written once more")
-    run = _Run(controller, spi, started, lines)
-    descriptor = read_descriptor(controller)
-    if descriptor is None:
+    record = present_record(controller)
+    if record is None:
         lines.append("No OTA descriptor")
     else:
-        lines += field_lines(descriptor.pack(), descriptor)
-        run.obey(descriptor)
+        lines += field_lines(record.descriptor.pack(), record.descriptor)
+        _Run(controller, spi, started, lines).obey(record)
     lines.append("Jump to APROM AWS")
     controller.map_vectors(APP_ADDR)
     return Handover(tuple(lines), APP_ADDR, ResetKind.CPU)
@@ -108,33 +120,59 @@ class _Run:
         self._started = started
         self._lines = lines
 
-    def obey(self, descriptor: Descriptor) -> None:
+    def obey(self, record: Record) -> None:
         """Do what the flag asks for."""
+        descriptor = record.descriptor
         if descriptor.flag == ImageFlag.NEW:
-            descriptor = self._take_new(descriptor)
+            descriptor = self._take_new(record)
         if descriptor.flag == ImageFlag.PENDING_COMMIT:
             descriptor = self._try_once(descriptor)
         if descriptor.flag == ImageFlag.INVALID:
             self._undo(descriptor)
 
-    def _set(self, descriptor: Descriptor, crc: int = NO_CRC) -> Descriptor:
-        write_descriptor(self._controller, Record(descriptor, crc))
-        self._lines.append(f"OTA image flag: 0x{descriptor.flag:02X}")
-        return descriptor
+    def _set(self, record: Record) -> Descriptor:
+        write_descriptor(self._controller, record)
+        self._lines.append(f"OTA image flag: 0x{record.descriptor.flag:02X}")
+        return record.descriptor
 
-    def _take_new(self, descriptor: Descriptor) -> Descriptor:
+    def _take_new(self, record: Record) -> Descriptor:
         """Copy the staged image, unless it is not what the app verified; return the descriptor as it is then."""
-        expected = image_crc(self._controller)
+        descriptor = record.descriptor
         size = descriptor.end + 1
-        reason = self._why_not_staged(descriptor, size, expected)
+        reason = self._why_not_staged(descriptor, size, record.image_crc)
+        if reason is None and record.save_first and self._backup(descriptor.reserved) is None:
+            record, reason = self._saved(record)
+            descriptor = record.descriptor
         if reason is not None:
             self._lines += [f"{reason}!!", "Check OTA image fail!!"]
-            return self._set(replace(descriptor, flag=ImageFlag.INVALID, reserved=0))
+            return self._set(Record(replace(descriptor, flag=ImageFlag.INVALID, reserved=0)))
         self._lines.append("Check OTA image success")
         self._controller.erase_page(TRIAL_ADDR)
         copied = self._copy(STAGING_ADDR, size)
         flag = ImageFlag.PENDING_COMMIT if copied else ImageFlag.INVALID
-        return self._set(replace(descriptor, flag=flag), expected)
+        return self._set(replace(record, descriptor=replace(descriptor, flag=flag)))
+
+    def _saved(self, record: Record) -> tuple[Record, str | None]:
+        """Save the app that is in APROM, which nobody has touched yet; return the record that says so, or why not.
+
+        The header goes last: what it vouches for is complete. The descriptor names the backup before APROM is erased.
+        """
+        self._lines.append("Save the app")
+        place = backup_image_addr()
+        for address in range(BACKUP_ADDR, place + APP_SIZE, PAGE_SIZE):
+            erase_spi_block(self._spi, address)
+        image = self._controller.read(APP_ADDR, APP_SIZE)
+        for start in range(0, APP_SIZE, SPI_PAGE_SIZE):
+            piece = image[start : start + SPI_PAGE_SIZE]
+            if piece.count(0xFF) != len(piece):
+                program_spi(self._spi, place + start, piece)
+        header = Record(Descriptor(ImageFlag.VALID, APP_SIZE - 1, reserved=place), zlib.crc32(image))
+        program_spi(self._spi, BACKUP_ADDR, header.pack())
+        if self._backup(BACKUP_ADDR) is None:
+            return record, "The app cannot be saved"
+        named = replace(record, descriptor=replace(record.descriptor, reserved=BACKUP_ADDR))
+        self._set(named)
+        return named, None
 
     def _why_not_staged(self, descriptor: Descriptor, size: int, expected: int) -> str | None:
         if descriptor.start != 0 or not 0 < size <= APP_SIZE or not 0 <= descriptor.execute <= descriptor.end:
@@ -155,7 +193,7 @@ class _Run:
             self._lines.append("Self-test boot")
             return descriptor
         self._lines.append("The image did not commit itself")
-        return self._set(replace(descriptor, flag=ImageFlag.INVALID))
+        return self._set(Record(replace(descriptor, flag=ImageFlag.INVALID)))
 
     def _undo(self, descriptor: Descriptor) -> None:
         backup = self._backup(descriptor.reserved)
@@ -164,7 +202,7 @@ class _Run:
             return
         self._lines.append("Restore the backup")
         if self._copy(backup.address, backup.size):
-            self._set(replace(backup.header, flag=ImageFlag.VALID, reserved=0))
+            self._set(Record(replace(backup.header, flag=ImageFlag.VALID, reserved=0)))
 
     def _backup(self, place: int) -> Backup | None:
         """Return the backup whose header is at `place` in the SPI flash, None if it cannot be used."""

@@ -236,13 +236,14 @@ class AwsIot:
         """Return who connects. With a certificate the user name is what AWS's libraries put there: metrics."""
         if peer.certificate is not None:
             return await self._by_certificate(peer.certificate)
-        name, password = connect.username, connect.password
-        if name is None or password is None or len(password) > PASSWORD_MAX_LEN:
+        user, password = connect.username, connect.password
+        if user is None or password is None or len(password) > PASSWORD_MAX_LEN:
             return ConnectReturn.NOT_AUTHORISED
         try:
             secret = password.decode("utf-8")
         except UnicodeDecodeError:
             return ConnectReturn.BAD_CREDENTIALS
+        name = user.partition("?")[0]  # AWS's SDKs add there what they are
         if name == OPERATOR_NAME:
             return await self._operator(secret)
         if not is_thing_name(name):
@@ -288,6 +289,8 @@ class AwsIot:
                 client.close("its credentials are good no more")
 
     async def _is_still_good(self, thing: ThingIdentity, known: KnownDevice) -> bool:
+        if thing.by_broker:
+            return thing.device.id == known.device.id
         if thing.token_sha256 is not None:
             return token_shown(known.credentials, thing.token_sha256, now=self._context.now()) is not None
         holder = await self._context.things.thing_of_certificate(thing.certificate or b"")

@@ -1,0 +1,1 @@
+"""Tests. A package, so that no other distribution of this name (gmqtt brings one) can stand in its place."""
