@@ -17,8 +17,7 @@ from gmqtt.mqtt.constants import MQTTv311
 from flota.protocols.aws_streams import Block, StreamFormat, pack_block, parse_block_request, wanted_blocks
 
 
-async def main(host: str, port: int, qos: int, file: Path) -> None:
-    content = file.read_bytes()
+async def main(host: str, port: int, qos: int, content: bytes) -> None:
     client = Client("responder")
 
     def answer(client: Client, topic: str, payload: bytes, wanted_qos: int, properties: Any) -> int:
@@ -41,4 +40,4 @@ async def main(host: str, port: int, qos: int, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])))
+    uvloop.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]).read_bytes()))

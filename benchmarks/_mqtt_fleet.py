@@ -76,11 +76,11 @@ def a_directory() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def flota_up(directory: Path, *, uvloop: bool = True, options: tuple[str, ...] = ()) -> Iterator[Up]:
+def flota_up(directory: Path, *, uvloop: bool = True, mqtts: str = ":0") -> Iterator[Up]:
     """Run the server; its data directory stays, so that it can be started again."""
     start = [sys.executable, *(["-m", "flota"] if uvloop else ["-c", PLAIN_ASYNCIO]), "up"]
-    where = ["--http", ":0", "--no-https", "--mqtt", ":0", "--mqtts", ":0"]
-    command = [*start, "--data", str(directory / "data"), *where, "--no-gateway", "--json", *options]
+    where = ["--http", ":0", "--no-https", "--mqtt", ":0", "--mqtts", mqtts]
+    command = [*start, "--data", str(directory / "data"), *where, "--no-gateway", "--json"]
     with (directory / "server.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
     try:

@@ -1,7 +1,7 @@
 """Devices that fetch a file in blocks over MQTT, as one process: plain sockets and one epoll, packets cut by hand.
 
 Run by `mqtt_blocks.py`, which gives a JSON object as the only argument (`Plan`) and reads one (`Figures`) from the
-standard output. Every block's number and content are checked.
+standard output, after the line `BEGIN`. Every block's number and content are checked.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import socket
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from flota.protocols.aws_streams import BlockRequest, StreamFormat, pack_block_request, parse_block
 from flota.protocols.mqtt.packets import Connect, PacketReader, Publish, Suback, Subscribe, pack_packet
 
 CLIENT_TOKEN = "rdy"
+BEGIN = "begin"
+"""Printed when everybody is connected and warm: what serves reads its CPU time then."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +183,7 @@ def secret_of(name: str) -> str:
 
 
 def fetch(plan: Plan) -> Figures:
-    with open(plan.file, "rb") as file:
-        content = file.read()
+    content = Path(plan.file).read_bytes()
     devices = {}
     poller = select.epoll()
     for number in range(plan.devices):
@@ -191,6 +193,7 @@ def fetch(plan: Plan) -> Figures:
     for device in devices.values():
         device.socket.sendall(device.ask())
     _run(poller, devices, min(1.0, plan.seconds / 4))  # warm
+    print(BEGIN, flush=True)
     cpu = time.process_time()
     blocks, seconds = _run(poller, devices, plan.seconds)
     return Figures(blocks, seconds, sum(device.wrong for device in devices.values()), time.process_time() - cpu)

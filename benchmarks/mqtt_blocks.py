@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from benchmarks._mqtt_fleet import ROOT, a_directory, add_things, flota_up, mosquitto
-from benchmarks._mqtt_load import Figures, Plan
+from benchmarks._mqtt_load import BEGIN, Figures, Plan
 
 GOALS = {("uvloop", 0): 1.0, ("uvloop", 1): 1.0, ("asyncio", 0): 0.5, ("asyncio", 1): 1.0}
 """(Loop, QoS) -> blocks/s as a share of the peer's."""
@@ -73,18 +73,19 @@ def main() -> None:
 
 
 def measure(plan: Plan, port: int, cpu_s: Callable[[], float], *, stream: str = "") -> Run:
-    before = cpu_s()
+    """Let the generator fetch; returns what it saw and what the serving processes used meanwhile."""
     members = asdict(plan) | {"port": port, "stream": stream}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks._mqtt_load", json.dumps(members)], capture_output=True, text=True, cwd=ROOT
-    )
-    if done.returncode:
-        sys.exit(done.stderr)
-    figures = Figures(**json.loads(done.stdout))
+    command = [sys.executable, "-m", "benchmarks._mqtt_load", json.dumps(members)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as generator:
+        assert generator.stdout is not None
+        if generator.stdout.readline().strip() != BEGIN:
+            sys.exit("the load generator did not begin")
+        before = cpu_s()
+        output = generator.stdout.read()
+        used = cpu_s() - before
+    figures = Figures(**json.loads(output))
     if figures.wrong:
         sys.exit(f"{figures.wrong} blocks were wrong")
-    warm = 1 + min(1.0, plan.seconds / 4) / plan.seconds
-    used = (cpu_s() - before) / warm
     return Run(figures.per_s, figures.blocks / used, figures.cpu_s / figures.seconds)
 
 

@@ -1,1 +1,1 @@
-"""Tests. A package, so that no other distribution of this name (gmqtt brings one) can stand in its place."""
+"""The tests, as a package of their own: another installed package of this name must not hide them."""

@@ -96,7 +96,7 @@ def test_one_byte_more_than_whole_pages_is_refused_until_it_is_padded(pages: int
         pytest.param(bytes(8192), ["wrong-format"], "vector table", id="zeros"),
         pytest.param(sample_app("esp32-c3"), ["wrong-format"], "ESP32", id="an ESP app"),
         pytest.param(pack_ota_file(image2()), ["wrong-format"], "AmebaD", id="an OTA_All.bin"),
-        pytest.param(small_elf([(0, b"text")]), ["wrong-format"], "flota image convert", id="an ELF file"),
+        pytest.param(small_elf([(0, b"text")]), ["wrong-format"], "flota image pack m487", id="an ELF file"),
         pytest.param(program(4096, changed={1: 0x1001}), ["nuvoton-entry"], "cut off", id="cut off"),
     ],
 )

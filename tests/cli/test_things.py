@@ -178,7 +178,7 @@ def test_a_device_is_let_in_by_the_certificate_that_is_in_its_sources(flota: Flo
     result = flota("device", "certificate", "register", "meter-10", source / "aws_credentials.c")
     assert result.status == 1
     assert "known already" in result.err  # it is meter-9's
-    foreign = _self_signed()
+    foreign = _foreign()
     text = (source / "aws_credentials.c").read_text()
     ours = "\n".join(f'"{line}\\n"' for line in (source / "certificate.pem").read_text().splitlines())
     theirs = "\n".join(f'"{line}\\n"' for line in foreign.splitlines())
@@ -190,15 +190,16 @@ def test_a_device_is_let_in_by_the_certificate_that_is_in_its_sources(flota: Flo
     assert result.json()["fingerprint"] != certificate.fingerprint(hashes.SHA256()).hex()
 
 
-def _self_signed(key: PrivateKey | None = None) -> str:
-    """Return a certificate that no authority of ours knows."""
-    key, now = key or new_thing_key("p256"), datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "AWS IoT Certificate")])
+def _foreign(key: PrivateKey | None = None) -> str:
+    """Return a certificate of an authority that nobody here knows, and whose own certificate nobody has."""
+    authority, now = new_thing_key("p256"), datetime.now(UTC)
+    issuer = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Another cloud")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Another cloud's certificate")])
     made = (
-        x509.CertificateBuilder(name, name, key.public_key(), 99)
+        x509.CertificateBuilder(issuer, subject, (key or new_thing_key("p256")).public_key(), 99)
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=3000))
-        .sign(key, hashes.SHA256())
+        .sign(authority, hashes.SHA256())
     )
     return made.public_bytes(serialization.Encoding.PEM).decode()
 
@@ -209,7 +210,7 @@ def test_a_registered_certificate_of_another_authority_opens_the_port_to_who_has
     key = new_thing_key("rsa-2048")
     theirs = tmp_path / "theirs"
     a_thing(flota, "meter-41", theirs)
-    (theirs / "certificate.pem").write_text(_self_signed(key))
+    (theirs / "certificate.pem").write_text(_foreign(key))
     (theirs / "private.pem").write_text(pack_thing_key(key))
     assert _connack(theirs, _port(theirs), "meter-40") != ACCEPTED
     assert flota("device", "add", "meter-40", "--type", TYPE).status == 0

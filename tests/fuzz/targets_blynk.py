@@ -22,7 +22,7 @@ from flota.protocols.blynk.catalogue import BY_NAME
 from flota.protocols.blynk.driver_frames import DriverFrameReader
 from flota.protocols.blynk.frames import PAYLOAD_MAX_BYTES, FrameReader, pack_frame, unescape
 from flota.protocols.blynk.mcu import Mcu, McuSettings
-from flota.protocols.blynk.mcu_update import ApplyNow, ChunkArrived, McuState, OfferMade, VerifyImage
+from flota.protocols.blynk.mcu_states import ApplyNow, ChunkArrived, McuState, OfferMade, VerifyImage
 from flota.protocols.blynk.messages import Invoke, Result, pack_message, parse_message
 from flota.protocols.blynk.ncp import Ncp, NcpSettings
 from flota.protocols.blynk.ncp_job import FileDigests, FirmwareInfo, NeedBytes, UpdateJob

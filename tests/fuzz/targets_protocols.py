@@ -10,6 +10,7 @@ from flota.digests import parse_sha256_hex
 from flota.fleet.maintenance_windows import parse_schedule
 from flota.fleet.rollouts import check_waves, split_waves
 from flota.fleet.selectors import parse_selector
+from flota.images.nuvoton import Descriptor, ImageFlag
 from flota.protocols import (
     ameba_http,
     ameba_pull,
@@ -33,7 +34,7 @@ from flota.protocols.mqtt import packets, topics
 from flota.trust.canonical_json import parse_strict
 from flota.versions import parse_version, version_order
 from flota.virtual.agents.aws_ota import job_document
-from flota.virtual.boot import ab_record
+from flota.virtual.boot import ab_record, nuvoton_journal
 from flota.virtual.boot.two_files import BootRecord, SlotFile
 from flota.virtual.slots import SlotState
 from tests.fuzz.model import Target, as_text, target
@@ -237,6 +238,7 @@ OTA_JOB = json.dumps(
         }
     }
 )
+NUVOTON_RECORD = nuvoton_journal.Record(Descriptor(ImageFlag.NEW, 4095), 7).pack()
 AB_RECORD = ab_record.NumberedRecord(7, BootRecord("b", {"b": SlotFile(SlotState.NEW, 4096, "0c" * 32)}))
 MQTT_PACKETS = [
     bytes.fromhex("101400044d5154540402003c0008") + b"deviceid",
@@ -314,6 +316,7 @@ TARGETS: tuple[Target, ...] = (
     target(aws_jobs.parse_answer, ['{"execution":{"jobId":"j"}}']),
     target(job_document.parse_job, [OTA_JOB]),
     target(ab_record.parse_record, [ab_record.pack_record(AB_RECORD)]),
+    target(nuvoton_journal.parse_record, [NUVOTON_RECORD]),
     target(aws_streams.parse_describe, ['{"c":"t"}'], form=JSON_FORM),
     target(aws_streams.parse_block_request, [aws_streams.pack_block_request(BLOCK_REQUEST, JSON_FORM)], form=JSON_FORM),
     target(

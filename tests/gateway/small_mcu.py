@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from flota.images.blynk_tag import find_tags, pack_tag, written_pairs
 from flota.protocols.blynk.mcu import Mcu, McuSettings
-from flota.protocols.blynk.mcu_update import (
+from flota.protocols.blynk.mcu_states import (
     ApplyNow,
     ChunkArrived,
     McuPolicy,

@@ -146,6 +146,12 @@ def hear(book: SightingBook, *, txt: dict[str, str], text_age_s: float = 0.0) ->
     """Be a board at 127.0.0.1 that announces itself now."""
     now = time.monotonic()
     announcement = Announcement("MyAmeba", "bw16.local", 5000, ("127.0.0.1",), dict(ameba_txt()) | txt)
-    questions = MacQuestions(book)
-    questions.ask = lambda _: None  # type: ignore[method-assign]  # loopback has no MAC addresses to ask for
+    questions = AsksNobody(book)
     note_announcement(book, questions, BoardHeard("MyAmeba._arduino", now, announcement, now - text_age_s))
+
+
+class AsksNobody(MacQuestions):
+    """Loopback has no MAC addresses to ask for."""
+
+    def ask(self, address: str) -> None:
+        """Leave it."""

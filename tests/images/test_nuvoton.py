@@ -201,10 +201,13 @@ def test_optional_exceptions_may_be_missing() -> None:
     assert parse_program(program(changed={4: 0, 5: 0, 6: 0, 11: 0, 12: 0, 14: 0, 15: 0})).place is Place.APP
 
 
-def test_a_program_that_is_cut_off_before_its_entry_is_a_broken_one() -> None:
-    data = program(4096, changed={1: 0x1001})
-    with pytest.raises(EntryBeyondImage):
+@pytest.mark.parametrize("number", [1, 2, 3, 15])
+def test_a_program_that_is_cut_off_before_where_a_vector_leads_is_a_broken_one(number: int) -> None:
+    assert parse_program(program(4096, changed={number: 0xFFF})).size == 4096
+    data = program(4096, changed={number: 0x1001})
+    with pytest.raises(EntryBeyondImage) as caught:
         parse_program(data)
+    assert caught.value.offset == 4 * number
     assert looks_like_program(data)
     found = inspect(data)
     assert (found.format, [finding.code for finding in found.errors]) == (ImageFormat.NUVOTON_APROM, ["nuvoton-entry"])

@@ -19,6 +19,15 @@ NVS = "src/flota/images/esp_nvs_writing.py"
 RDK = "src/flota/virtual/agents/viam_micro_rdk.py"
 HTTPS = "src/flota/virtual/agents/esp_https_ota.py"
 TWO_FILES = "src/flota/virtual/boot/two_files.py"
+NUVOTON_STOCK = "src/flota/virtual/boot/nuvoton_stock.py"
+NUVOTON_ROLLBACK = "src/flota/virtual/boot/nuvoton_rollback.py"
+NUVOTON_JOURNAL = "src/flota/virtual/boot/nuvoton_journal.py"
+NUVOTON_PAL = "src/flota/virtual/nuvoton_pal.py"
+MCUBOOT_OVERWRITE = "src/flota/virtual/boot/mcuboot_overwrite.py"
+NUVOTON_GOLDEN = ("tests/golden/test_nuvoton_boot.py",)
+NUVOTON_PARTS = ("tests/virtual/test_nuvoton.py",)
+NUVOTON_CUTS = ("tests/faults/test_nuvoton_power_cuts.py",)
+NUVOTON_BOARDS = ("tests/scenarios/test_nuvoton_qualification.py",)
 AB_BOARD = "src/flota/virtual/ab_board.py"
 AB_RECORD = "src/flota/virtual/boot/ab_record.py"
 OTA_CORE = "src/flota/virtual/agents/aws_ota/core.py"
@@ -349,6 +358,153 @@ MUTANTS = (
         '    writer.append(index, ItemType.STRING, key_bytes(key, "key"), content)\n',
         tests=("tests/properties/test_esp_nvs_and_secure_boot.py",),
     ),
+    # --- Nuvoton: the shipped boot programs, the restoring ones, MCUboot that overwrites ------------------------------
+    Mutant(
+        "loader-compares-eight-bytes",
+        "the loader looks at seven bytes, never at the flag",
+        NUVOTON_STOCK,
+        "    to_cloner = head.startswith(MAGIC)",
+        "    to_cloner = head == MAGIC + bytes((0xFF,))",
+        tests=NUVOTON_GOLDEN,
+    ),
+    Mutant(
+        "cloner-takes-pending",
+        "the Cloner takes the flags new and valid only",
+        NUVOTON_STOCK,
+        "descriptor.flag in (ImageFlag.NEW, ImageFlag.VALID)",
+        "descriptor.flag in (ImageFlag.NEW, ImageFlag.VALID, ImageFlag.PENDING_COMMIT)",
+        tests=NUVOTON_GOLDEN,
+    ),
+    Mutant(
+        "cloner-forgets-the-start",
+        "the start address is checked",
+        NUVOTON_STOCK,
+        '("start address", descriptor.start < DESCRIPTOR_LIMIT)',
+        '("start address", True)',
+        tests=NUVOTON_GOLDEN,
+    ),
+    Mutant(
+        "cloner-takes-the-limit",
+        "the end address is below the limit",
+        NUVOTON_STOCK,
+        '("end address", descriptor.end < DESCRIPTOR_LIMIT)',
+        '("end address", descriptor.end <= DESCRIPTOR_LIMIT)',
+        tests=NUVOTON_GOLDEN,
+    ),
+    Mutant(
+        "cloner-executes-anywhere",
+        "the execute address lies in the image",
+        NUVOTON_STOCK,
+        "descriptor.start <= descriptor.execute <= descriptor.end",
+        "descriptor.start <= descriptor.execute",
+        tests=NUVOTON_GOLDEN,
+    ),
+    Mutant(
+        "clone-that-failed-counts",
+        "a failed checksum leaves the flag new",
+        NUVOTON_STOCK,
+        '        lines.append("Failed on checksum!")\n        return',
+        '        lines.append("Failed on checksum!")',
+        tests=NUVOTON_GOLDEN,
+    ),
+    Mutant(
+        "descriptor-page-is-cut-short",
+        "the Cloner writes the whole page of the descriptor back",
+        NUVOTON_STOCK,
+        "    program_page(controller, DESCRIPTOR_ADDR, bytes(page))",
+        "    program_page(controller, DESCRIPTOR_ADDR, bytes(page[:DESCRIPTOR_SIZE]))",
+        tests=NUVOTON_GOLDEN,
+    ),
+    Mutant(
+        "staged-sum-is-not-checked",
+        "what was altered after its check is not copied",
+        NUVOTON_ROLLBACK,
+        "if expected != NO_CRC and self._crc_of(STAGING_ADDR, size) != expected:",
+        "if False and self._crc_of(STAGING_ADDR, size) != expected:",
+        tests=NUVOTON_BOARDS,
+    ),
+    Mutant(
+        "absent-chip-is-cloned",
+        "an SPI flash that does not answer is not copied",
+        NUVOTON_ROLLBACK,
+        '        if not self._answers():\n            return "No SPI flash"',
+        '        if False:\n            return "No SPI flash"',
+        tests=NUVOTON_BOARDS,
+    ),
+    Mutant(
+        "trial-is-never-noted",
+        "a new image has one boot to commit itself",
+        NUVOTON_ROLLBACK,
+        "            self._controller.program_unit(TRIAL_ADDR, TRIAL_USED)\n",
+        "",
+        tests=NUVOTON_CUTS,
+    ),
+    Mutant(
+        "trial-page-is-never-erased",
+        "each new image has its own trial",
+        NUVOTON_ROLLBACK,
+        "        self._controller.erase_page(TRIAL_ADDR)\n",
+        "",
+        tests=NUVOTON_BOARDS,
+    ),
+    Mutant(
+        "broken-backup-is-restored",
+        "a backup is restored only if its sum holds",
+        NUVOTON_ROLLBACK,
+        "            if record is None or self._crc_of(address, size) != record.image_crc:\n",
+        "            if record is None:\n",
+        tests=NUVOTON_PARTS,
+    ),
+    Mutant(
+        "page-is-judged-by-its-head",
+        "a page that is half there is copied again",
+        NUVOTON_ROLLBACK,
+        "if self._controller.read(target, PAGE_SIZE) == wanted:",
+        "if self._controller.read(target, 8) == wanted[:8]:",
+        tests=NUVOTON_CUTS,
+    ),
+    Mutant(
+        "page-before-its-copy",
+        "the copy is written before the descriptor's page is erased",
+        NUVOTON_JOURNAL,
+        "    controller.erase_page(DESCRIPTOR_COPY_ADDR)\n"
+        "    program_page(controller, DESCRIPTOR_COPY_ADDR, record.pack())\n"
+        "    _write_page(controller, record)",
+        "    controller.erase_page(DESCRIPTOR_COPY_ADDR)\n    _write_page(controller, record)",
+        tests=NUVOTON_CUTS,
+    ),
+    Mutant(
+        "interrupted-copy-counts",
+        "a copy whose checksum does not hold is none",
+        NUVOTON_JOURNAL,
+        "zlib.crc32(data[: RECORD_SIZE - 4]) != crc",
+        "False and crc",
+        tests=NUVOTON_PARTS,
+    ),
+    Mutant(
+        "accepted-image-is-undone",
+        "what was committed has no backup any more",
+        NUVOTON_PAL,
+        "descriptor = replace(descriptor, reserved=0)",
+        "descriptor = replace(descriptor)",
+        tests=NUVOTON_CUTS,
+    ),
+    Mutant(
+        "staged-image-is-not-checked",
+        "MCUboot checks the staged image before it erases the old one",
+        MCUBOOT_OVERWRITE,
+        "        refused = why_not(secondary, chain)\n",
+        "        refused = None\n",
+        tests=NUVOTON_BOARDS,
+    ),
+    Mutant(
+        "staged-image-is-erased-first",
+        "the staged image is erased after it was copied",
+        MCUBOOT_OVERWRITE,
+        "    image = slot_image(secondary)\n    length",
+        "    image = slot_image(secondary)\n    drop_staged(secondary)\n    length",
+        tests=NUVOTON_CUTS,
+    ),
     # --- the flash model itself ---------------------------------------------------------------------------------------
     Mutant(
         "cut-after-loses-the-operation",
@@ -391,7 +547,6 @@ MUTANTS = (
         "place = 0 if index is None else (index + 1) % RECORD_SECTORS * self.flash.sector_size",
         "place = 0",
         (AWS_TWO,),
-        fast=True,
     ),
     Mutant(
         "ab-record-older-wins",
@@ -417,8 +572,8 @@ MUTANTS = (
         AB_BOARD,
         "        if slot in record.files:\n            self.hardware.write_record(",
         "        if slot not in record.files:\n            self.hardware.write_record(",
-        (AWS_TWO,),
-        fast=True,
+        (),
+        ("tests/virtual/test_ab_board.py",),
     ),
     Mutant(
         "pal-tries-what-it-did-not-check",

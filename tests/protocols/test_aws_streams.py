@@ -204,3 +204,16 @@ def test_a_block_of_another_length_is_malformed() -> None:
 )
 def test_stream_ids(text: str, fine: bool) -> None:
     assert is_stream_id(text) is fine
+
+
+@given(
+    st.one_of(st.none(), st.text(alphabet="abc0", max_size=64)),
+    st.integers(0, 255),
+    st.integers(0, 2**31 - 1),
+    st.one_of(st.integers(0, 300), st.sampled_from([65_535, 65_536, 131_072])),
+)
+def test_a_block_is_packed_as_any_cbor_writer_would(token: str | None, file_id: int, number: int, size: int) -> None:
+    content = bytes(size)
+    members: dict[str, object] = {} if token is None else {"c": token}
+    members |= {"f": file_id, "l": size, "i": number, "p": content}
+    assert pack_block(Block(file_id, number, content, token), StreamFormat.CBOR) == pack_cbor(members)

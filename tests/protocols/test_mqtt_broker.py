@@ -367,3 +367,14 @@ class AnyOrderOfEvents(RuleBasedStateMachine):
 
 TestAnyOrderOfEvents = AnyOrderOfEvents.TestCase
 TestAnyOrderOfEvents.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_message_may_be_for_the_sessions_of_some_owners_alone() -> None:
+    broker = BrokerCore()
+    ours, theirs = Client(broker).connect(owner="us"), Client(broker).connect(owner="them")
+    for client in (ours, theirs):
+        client.subscribe("news", 0)
+        client.sent()
+    assert broker.publish("news", b"x", qos=0, only="us".__eq__) == 1
+    assert [type(packet) for packet in ours.sent()] == [Publish]
+    assert theirs.sent() == []

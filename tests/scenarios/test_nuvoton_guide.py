@@ -20,6 +20,7 @@ from flota.trust.image_keys import ImagePrivateKey
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(120)]
 
 THING = "MY-IOT-OTA-Device"
+SD_THING = "MY-SD-OTA-Device"
 SPEED = 40
 SIZE = 24 * 1024
 
@@ -29,6 +30,7 @@ class Desk:
 
     def __init__(self, directory: Path, server: LocalServer) -> None:
         self.directory = directory
+        self.thing = THING
         self._server = server
 
     def flota(self, *arguments: object, ends_with: int = 0, asks_server: bool = True) -> str:
@@ -43,8 +45,15 @@ class Desk:
     @contextmanager
     def board(self, name: str, *options: object) -> Iterator[None]:
         """Run the virtual board that was flashed into `board/`."""
-        command = [sys.executable, "-m", "flota", "lab", "run", name, "--name", THING, "--state", "board"]
-        command += ["--credentials", THING, "--code-certificate", f"{THING}/code-signing.pem", "--speed", str(SPEED)]
+        command = [sys.executable, "-m", "flota", "lab", "run", name, "--name", self.thing, "--state", "board"]
+        command += [
+            "--credentials",
+            self.thing,
+            "--code-certificate",
+            f"{self.thing}/code-signing.pem",
+            "--speed",
+            str(SPEED),
+        ]
         with (self.directory / "board.jsonl").open("w") as log:
             process = subprocess.Popen([*command, *map(str, options), "--json"], stdout=log, cwd=self.directory)
             try:
@@ -65,14 +74,30 @@ class Desk:
         self.flota("key", "create", "ecdsasigner", "--code-signing", "--subject", "My firmware", asks_server=False)
         certificate = self.directory / "keys" / "ecdsasigner.crt"
         self.flota(
-            "device", "add", THING, "--type", board, "--certificate", "-o", THING, "--code-certificate", certificate
+            "device",
+            "add",
+            self.thing,
+            "--type",
+            board,
+            "--certificate",
+            "-o",
+            self.thing,
+            "--code-certificate",
+            certificate,
         )
 
     def ship(self, file: str, board: str, version: str, *, ends_with: int = 0) -> str:
         """Release a file and wait for the end of its rollout: step 6."""
-        arguments = ["ship", file, "--type", board, "--version", version, "--to", THING, "--key", "release"]
+        arguments = ["ship", file, "--type", board, "--version", version, "--to", self.thing, "--key", "release"]
         arguments += ["--code-key", "ecdsasigner", "--certfile", "Code_Verify_Key", "--trust-key"]
         return self.flota(*arguments, ends_with=ends_with)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    """One for all: each test brings a board of its own."""
+    with LocalServer(tmp_path_factory.mktemp("site") / "server") as server:
+        yield server
 
 
 @pytest.fixture
@@ -108,6 +133,7 @@ def test_an_m487_goes_to_the_next_version_and_back_from_one_that_crashes(desk: D
 
 
 def test_an_m2354_goes_to_the_next_version_and_the_release_says_that_there_is_no_way_back(desk: Desk) -> None:
+    desk.thing = SD_THING
     desk.prepare("m2354")
     desk.flota("key", "create", "mcuboot", "--kind", "rsa-3072", asks_server=False)
     boot_key = desk.directory / "keys" / "mcuboot.pub"

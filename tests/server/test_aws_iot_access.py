@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from flota.errors import PeerError
-from flota.fleet.devices import DeviceState
+from flota.fleet.devices import Device, DeviceState
+from flota.fleet.rollouts import RolloutState
 from flota.fleet.scope import Role
 from flota.protocols.mqtt.packets import Connect, ConnectReturn, Publish, Will
 from flota.server.api.aws_iot.identity import ThingIdentity
@@ -18,6 +19,7 @@ from flota.server.auth import digest_of_secret
 from flota.transports.mqtt_client import ConnectRefused, MqttLink, MqttLinkLost, open_mqtt
 from tests.server.aws_iot_bench import WAIT_S, Bench, a_bench, job_id
 from tests.server.update_fleet import TOKEN
+from tests.store.fleets import a_fleet
 
 OWN = "$aws/things/pump-1"
 
@@ -196,6 +198,11 @@ async def test_requests_to_the_shadow_are_refused_plainly(bench: Bench) -> None:
         assert (await thing.ask("shadow/update", payload))[1]["code"] == 403
 
 
+async def _rolled_out(bench: Bench, device: Device) -> int:
+    _, execution = await bench.roll_out(device)
+    return execution.rollout_id
+
+
 class TestWhoeverIsLetInNoMore:
     """Open connections end when their reason to be there does."""
 
@@ -303,6 +310,42 @@ class TestOperatorEvents:
         assert execution["thingArn"].endswith(":thing/pump-1")
         job = by_topic[f"$aws/events/job/{job_id(bench)}/completed"]
         assert (job["status"], job["jobProcessDetails"]["numberOfSucceededThings"]) == ("COMPLETED", 1)
+
+    async def test_operators_watch_their_own_tenant_alone(self, bench: Bench) -> None:
+        object.__setattr__(bench.fleet.context.settings, "aws_iot_events", True)
+        bench.fleet.database.on_commit(bench.fleet.context.journal.notify)
+        other = await a_fleet(bench.fleet.database, tenant="OTHER", size=1)
+        links = {}
+        for scope, secret in ((bench.fleet.scope, "flota_ours"), (other.scope, "flota_theirs")):
+            async with bench.fleet.database.transaction() as tx:
+                digest = digest_of_secret(secret)
+                await tx.add_access_token(scope, "watcher", Role.VIEWER, digest, now=bench.fleet.clock())
+            link = await open_mqtt("127.0.0.1", bench.port, Connect("op", True, 60, "$operator", secret.encode()))
+            links[secret] = link
+            bench.links.append(link)
+            await link.subscribe("$aws/events/#", 1)
+        stop = asyncio.Event()
+        running = asyncio.create_task(bench.aws_iot.run(stop))
+        try:
+            await bench.aws_iot.events.ready.wait()
+            pump = await bench.fleet.add_device("pump-1")
+            for scope, rollout in (
+                (other.scope, other.rollout.id),
+                (bench.fleet.scope, await _rolled_out(bench, pump)),
+            ):
+                async with bench.fleet.database.transaction() as tx:
+                    await tx.set_rollout_state(scope, rollout, RolloutState.CANCELED, now=bench.fleet.clock())
+            async with asyncio.timeout(WAIT_S):
+                ours = [(await links["flota_ours"].receive()).topic for _ in range(2)]
+                theirs = (await links["flota_theirs"].receive()).topic
+        finally:
+            stop.set()
+            await running
+        assert set(ours) == {
+            f"$aws/events/job/{job_id(bench)}/canceled",
+            f"$aws/events/jobExecution/{job_id(bench)}/canceled",
+        }
+        assert theirs == "$aws/events/job/AFR_OTA-spring/canceled"
 
     async def test_an_operator_publishes_nothing(self, bench: Bench) -> None:
         object.__setattr__(bench.fleet.context.settings, "aws_iot_events", True)

@@ -373,6 +373,25 @@ async def test_failure_keeps_the_devices_reason(fleet: UpdateFleet) -> None:
     assert (after.state, after.details["reason"]) == (ExecutionState.FAILED, "self-test failed: [31mpump 3")
 
 
+@pytest.mark.parametrize(
+    ("finished", "line", "basis"),
+    [
+        ("success", "basis: announcement", Basis.INFERRED),
+        ("success", "basis: state-post", Basis.INFERRED),
+        ("success", "basis: check-in", Basis.REPORTED),
+        ("failure", "basis: unknown", Basis.REPORTED),
+        ("failure", "basis: announcement", Basis.REPORTED),
+        ("success", "installed", Basis.REPORTED),
+    ],
+)
+async def test_what_a_gateway_concluded_from_a_sign_of_life_is_inferred_and_all_else_reported(
+    fleet: UpdateFleet, finished: str, line: str, basis: Basis
+) -> None:
+    action = await an_action(fleet)
+    assert await feed(fleet, action.id, "closed", finished, details=["the board is back", line]) == 200
+    assert (await fleet.execution(action)).basis is basis
+
+
 async def test_feedback_about_an_action_that_is_over_is_410(fleet: UpdateFleet) -> None:
     execution = await an_action(fleet)
     assert await feed(fleet, execution.id, "closed", "failure") == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -323,6 +324,16 @@ async def test_a_token_is_good_for_an_hour_and_for_once(bench: Bench) -> None:
     assert (await bench.provision(holder, once, "2"))[0] == "/accepted"
     assert (await bench.provision(holder, once, "3"))[0] == "/rejected"
     assert (await bench.provision(holder, "made up", "3"))[0] == "/rejected"
+
+
+async def test_a_token_used_twice_at_the_same_moment_makes_one_thing(bench: Bench) -> None:
+    holder = await bench.claim()
+    _, token = await bench.own_certificate(holder)
+    answers = await asyncio.gather(*(bench.provision(holder, token, str(serial)) for serial in range(8)))
+    assert sorted(verdict for verdict, _ in answers) == ["/accepted"] + ["/rejected"] * 7
+    async with bench.context.storage.reading() as tx:
+        owners = [one.device_name for one in await tx.list_certificates(bench.scope) if one.device_name is not None]
+    assert len(owners) == 1
 
 
 async def test_a_claim_leads_to_its_own_template_only(bench: Bench) -> None:

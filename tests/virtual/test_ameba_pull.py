@@ -158,11 +158,9 @@ async def test_ota_http_posts_its_state_is_triggered_fetches_and_is_idle_again()
             on_listening=lambda _, where: ports.put_nowait(where),
         )
         async with running(programmed(), agent=agent) as board:
+            await eventually_told(told, f"{OtaState.IDLE.value}, version 1.0.0")
             assert (await trigger("127.0.0.1", port=await ports.get())).endswith(b"start_ota")
-            await board.seen("version 2.0.0")
-            async with asyncio.timeout(10):
-                while f"{OtaState.IDLE.value}, version 2.0.0" not in told:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+            await eventually_told(told, f"{OtaState.IDLE.value}, version 2.0.0")
     assert board.boots() == ["ota1", "ota2"]
     wanted = iter(told)
     states = [OtaState.IDLE, OtaState.DOWNLOADING, OtaState.COMPLETED, OtaState.REBOOT]
@@ -188,4 +186,10 @@ async def test_after_a_failed_download_ota_http_ignores_triggers_until_it_is_res
 async def eventually_boots(board: LiveBoard, count: int) -> None:
     async with asyncio.timeout(10):
         while len(board.boots()) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def eventually_told(told: list[str], text: str) -> None:
+    async with asyncio.timeout(10):
+        while text not in told:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

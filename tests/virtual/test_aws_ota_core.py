@@ -345,20 +345,25 @@ async def test_an_app_that_is_not_newer_than_the_one_that_installed_it_rejects_t
     assert bench.told(EventKind.ROLLED_BACK) == ["version 1.0.0 runs again"]
 
 
-async def test_a_reset_in_the_middle_of_the_test_ends_the_job_as_the_same_version() -> None:
+async def test_a_rejected_job_takes_nothing_from_an_image_that_is_confirmed() -> None:
+    bench = AwsBench()
+    bench.hardware.flash_app(image("0.9.0"), "b")
+    bench.hardware.flash_app(image("1.0.0"), "a")
+    offering(bench, details={"self_test": "ready", "updatedBy": "0x01000000"})
+    with pytest.raises(Restart):
+        await bench.start()
+    assert (bench.slots.state_of("a"), bench.slots.chosen()) == (SlotState.VALID, "a")
+
+
+async def test_a_reset_in_the_middle_of_the_test_ends_the_job_as_a_downgrade_of_the_old_image() -> None:
     bench = AwsBench()
     await updated(bench)
     bench.service.next_job = job(NEW, details={"self_test": "active", "updatedBy": "0x01000001"})
     bench.boot()  # the trial that was cut off
-    core = await offering_old_details(bench)
-    assert core == "1.0.0"
-
-
-async def offering_old_details(bench: AwsBench) -> str:
     with pytest.raises(Restart):
         await bench.start()
     assert bench.service.statuses()[-1] == b'{"status":"FAILED","statusDetails":{"reason":"rejected: 0x0000000f"}}'
-    return bench.app.version
+    assert bench.app.version == "1.0.0"
 
 
 async def test_a_job_in_self_test_on_a_platform_that_is_not_is_rejected() -> None:

@@ -274,7 +274,8 @@ def _version(profile: TypeProfile, inspection: Inspection, version: str) -> Iter
             f"Release it as {said}.",
         )
     elif not strict and version_order(said) != version_order(version):
-        yield Unfit("version", "the image calls itself by another version", 48, version, said, blocking=False)
+        offset = None if profile.board.boot in NUVOTON_BOOTS else 48
+        yield Unfit("version", "the image calls itself by another version", offset, version, said, blocking=False)
 
 
 def _secure_version(profile: TypeProfile, inspection: Inspection) -> Iterator[Unfit]:

@@ -25,6 +25,8 @@ NUVOTON_BOOTS: Final = frozenset({BOOT_NUVOTON_CLONER, BOOT_MCUBOOT_OVERWRITE})
 BOOT_LOADER_SCHEME: Final = "RSA3072_PSS"
 """What the M2354's MCUboot is built to check."""
 
+_PACK_M487: Final = "Make plain bytes of it: `flota image pack m487 FILE -o OUT.bin`."
+_PACK_M2354: Final = "Sign it: `flota image pack m2354 FILE --key KEY -o OUT.bin`."
 _UPDATE_FILE: Final = "Ship the signed `<app>_update.bin` of the build, or sign it: `flota image pack m2354`."
 _PLAIN_FILE: Final = "Ship the plain `<app>.bin` of the build."
 
@@ -32,9 +34,11 @@ FORMAT_HINTS: Final[Mapping[tuple[str, ImageFormat], str]] = MappingProxyType(
     {
         (BOOT_NUVOTON_CLONER, ImageFormat.MCUBOOT): f"That is an update for a board with MCUboot. {_PLAIN_FILE}",
         (BOOT_NUVOTON_CLONER, ImageFormat.RAW): "It does not begin with the vector table of a program for address 0.",
-        (BOOT_NUVOTON_CLONER, ImageFormat.INTEL_HEX): "Make plain bytes of it: `flota image convert FILE -o OUT.bin`.",
-        (BOOT_NUVOTON_CLONER, ImageFormat.ELF): "Make plain bytes of it: `flota image convert FILE -o OUT.bin`.",
+        (BOOT_NUVOTON_CLONER, ImageFormat.INTEL_HEX): _PACK_M487,
+        (BOOT_NUVOTON_CLONER, ImageFormat.ELF): _PACK_M487,
         (BOOT_MCUBOOT_OVERWRITE, ImageFormat.NUVOTON_APROM): f"That is a program for an M487. {_UPDATE_FILE}",
+        (BOOT_MCUBOOT_OVERWRITE, ImageFormat.INTEL_HEX): _PACK_M2354,
+        (BOOT_MCUBOOT_OVERWRITE, ImageFormat.ELF): _PACK_M2354,
         (BOOT_MCUBOOT_OVERWRITE, ImageFormat.RAW): f"It has no header of MCUboot. {_UPDATE_FILE}",
     }
 )
@@ -43,7 +47,7 @@ FORMAT_HINTS: Final[Mapping[tuple[str, ImageFormat], str]] = MappingProxyType(
 SIZE_HINTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         BOOT_NUVOTON_CLONER: f"The Cloner would copy it over the device's key and certificates at {KVSTORE_ADDR:#x}.",
-        BOOT_MCUBOOT_OVERWRITE: "It does not fit the slot of the non-secure image.",
+        BOOT_MCUBOOT_OVERWRITE: "The slot of the non-secure image is fixed by TF-M: build a smaller one.",
     }
 )
 

@@ -18,12 +18,21 @@ from flota.client.management import ManagementClient
 from flota.client.schemas import Execution, Rollout
 from flota.errors import FlotaError, PeerError
 from flota.images.ameba import pack_ota_file
+from flota.images.mcuboot import ImageKeyKind
 from flota.lab.aws_agents import AwsOptions
 from flota.lab.demo_meters import Meters
 from flota.lab.local_gateway import GatewayOptions, local_gateway
 from flota.lab.local_server import LocalServer
 from flota.lab.running_fleet import DeviceSnapshot, FleetDevice, RunningFleet, has_loopback_addresses
-from flota.lab.sample_firmware import sample_ameba, sample_app, sample_linux_file, sample_versioned_file
+from flota.lab.sample_firmware import (
+    sample_ameba,
+    sample_app,
+    sample_linux_file,
+    sample_m487,
+    sample_m2354,
+    sample_versioned_file,
+)
+from flota.trust.image_keys import ImagePrivateKey
 from flota.trust.keys import PrivateKey
 from flota.trust.trust_file import TrustedSigners, pack_trust_file
 
@@ -35,14 +44,22 @@ EDGE_BOX: Final = "edge-box"
 ROVER: Final = "rover"
 LAMP: Final = "lamp"
 METER: Final = "meter"
+PUMP: Final = "pump"
+VALVE: Final = "valve"
+DOOR: Final = "door"
 TYPES: Final = {
     SENSOR: "esp32-c3",
     EDGE_BOX: "generic-linux",
     ROVER: "esp32",
     LAMP: "amebad",
     METER: "aws-reference",
+    PUMP: "m487",
+    VALVE: "pfm-m487",
+    DOOR: "m2354",
 }
 """Device type -> board."""
+AWS_TYPES: Final = frozenset({METER, PUMP, VALVE, DOOR})
+"""Types whose devices speak AWS IoT."""
 LAMP_IMAGE_BYTES: Final = 512 * 1024
 """A slot of theirs has less than 1 MiB."""
 
@@ -78,6 +95,9 @@ DEVICES: Final = (
     *(FleetDevice(f"rover-{i}", "esp32", ROVER, "viam", f"02:F1:07:00:04:{i:02X}") for i in range(1, 5)),
     *(FleetDevice(f"lamp-{i}", "amebad", LAMP, "ameba-push", f"02:F1:07:00:05:{i:02X}") for i in range(1, 5)),
     *(FleetDevice(f"meter-{i}", "aws-reference", METER, "aws-iot", f"02:F1:07:00:06:{i:02X}") for i in range(1, 3)),
+    FleetDevice("pump-1", "m487", PUMP, "aws-iot", "02:F1:07:00:07:01"),
+    FleetDevice("valve-1", "pfm-m487", VALVE, "aws-iot", "02:F1:07:00:07:02"),
+    FleetDevice("door-1", "m2354", DOOR, "aws-iot", "02:F1:07:00:07:03"),
 )
 WITH_CERTIFICATE: Final = frozenset({"meter-1"})
 """Devices that show a client certificate; the others have tokens."""
@@ -152,10 +172,13 @@ class Demo:
     image_bytes: int = IMAGE_BYTES
     devices: Sequence[FleetDevice] = field(default_factory=devices_here)
     _meters: Meters = field(init=False)
+    _boot_key: ImagePrivateKey = field(init=False, repr=False)
+    """With which the firmware of the M2354 is signed for its boot loader."""
 
     def __post_init__(self) -> None:
         """Choose where the credentials go."""
         self._meters = Meters(self.directory / "credentials")
+        self._boot_key = ImagePrivateKey.generate(ImageKeyKind.RSA_3072)
 
     @property
     def types(self) -> dict[str, str]:
@@ -201,8 +224,8 @@ class Demo:
         signers = [key.public_pem]
         for name, board in self.types.items():
             client.add_type(name, board, signers=signers, poll_interval_s=int(POLL_INTERVAL_S), description="demo")
-        if METER in self.types:
-            self._meters.trust(client, METER)
+        for name in AWS_TYPES & set(self.types):
+            self._meters.trust(client, name)
         return key
 
     def _publish(self, client: ManagementClient, key: PrivateKey) -> None:
@@ -216,7 +239,7 @@ class Demo:
             client.add_signature(
                 release.id, signature.key_id, signature.algorithm, base64.b64encode(signature.signature).decode()
             )
-            if type_name == METER:
+            if type_name in AWS_TYPES:
                 self._meters.sign(client, release.id, image)
             client.publish(release.id)
 
@@ -234,7 +257,9 @@ class Demo:
         images = {name: self._image(name, FIRST_VERSION) for name in self.types}
         for device in self.devices:
             token, aws = self._admit(client, server, device)
-            fleet.add(device, image=images[device.type_name], version=FIRST_VERSION, token=token, aws=aws)
+            keys = (self._boot_key.public,) if device.type_name == DOOR else ()
+            image = images[device.type_name]
+            fleet.add(device, image=image, version=FIRST_VERSION, token=token, aws=aws, boot_keys=keys)
         with fleet, self._gateway(client, server, key, fleet):
             yield fleet
 
@@ -248,7 +273,7 @@ class Demo:
         token = client.add_device(device.name, device.type_name, mac=device.mac).token
         if token is None:
             raise PeerError("the server gave no token for a new device")
-        return token, self._meters.with_token(server.address) if device.type_name == METER else None
+        return token, self._meters.with_token(server.address) if device.type_name in AWS_TYPES else None
 
     @contextmanager
     def _gateway(
@@ -279,6 +304,10 @@ class Demo:
             return sample_linux_file(version, size=self.image_bytes)
         if type_name == METER:
             return sample_versioned_file(version, size=self.image_bytes)
+        if type_name in (PUMP, VALVE):
+            return sample_m487(version)
+        if type_name == DOOR:
+            return sample_m2354(version, self._boot_key.signer)
         if type_name == LAMP:
             return pack_ota_file(sample_ameba(version, size=LAMP_IMAGE_BYTES))
         return sample_app(version, chip=TYPES[type_name], size=self.image_bytes)
@@ -389,4 +418,5 @@ class Demo:
 
 def _rollout_name(type_name: str) -> str:
     """Return the name of the good version's rollout; devices on AWS IoT see it as the id of a job."""
-    return f"{METER}-{GOOD_VERSION.replace('.', '-')}" if type_name == METER else f"{type_name} {GOOD_VERSION}"
+    as_job = f"{type_name}-{GOOD_VERSION.replace('.', '-')}"
+    return as_job if type_name in AWS_TYPES else f"{type_name} {GOOD_VERSION}"

@@ -16,6 +16,7 @@ from flota.durable_files import write_durably
 from flota.errors import PeerError
 from flota.lab.aws_agents import AwsOptions
 from flota.lab.fleet import PUSHED_TO, DeviceSpec, Dialect, run_fleet
+from flota.trust.image_keys import ImagePublicKey
 from flota.trust.trust_file import TrustedSigners
 from flota.virtual.agents.ameba_push import PushSettings
 from flota.virtual.device import VirtualDevice
@@ -98,12 +99,20 @@ class RunningFleet:
     _failure: BaseException | None = None
 
     def add(
-        self, device: FleetDevice, *, image: bytes, version: str, token: str | None, aws: AwsOptions | None = None
+        self,
+        device: FleetDevice,
+        *,
+        image: bytes,
+        version: str,
+        token: str | None,
+        aws: AwsOptions | None = None,
+        boot_keys: tuple[ImagePublicKey, ...] = (),
     ) -> None:
         """Put a device with its factory image into the fleet. Devices that speak DDI check our signature.
 
         A micro-RDK asks no server: its machine configuration begins without services, and `configure` changes it.
-        `aws` is how a device that speaks AWS IoT connects; `token` None: it shows a certificate.
+        `aws` is how a device that speaks AWS IoT connects; `token` None: it shows a certificate. `boot_keys` are built
+        into the boot loader of an M2354.
         """
         dialect = Dialect(device.route)
         viam = dialect is Dialect.VIAM
@@ -127,6 +136,7 @@ class RunningFleet:
                 firmware_version=version,
                 mac=device.mac,
                 aws=aws,
+                boot_keys=boot_keys,
                 viam_config=str(self._viam_config(device.name)) if viam else None,
                 push=self._next_place() if dialect is Dialect.AMEBA_PUSH else None,
                 seed=len(self._specs),

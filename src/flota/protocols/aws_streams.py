@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import enum
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -249,16 +250,19 @@ def pack_block(block: Block, form: StreamFormat, *, json_payload: JsonPayload = 
 def _cbor_block(block: Block) -> bytes:
     """Return a data message as `pack_cbor` would: put together here, because they go out by the thousand a second."""
     size = len(block.payload)
-    if block.token is None:
-        start = b"\xa4"
-    else:
-        token = block.token.encode("utf-8")
-        start = b"\xa5\x61c" + _cbor_head(_TEXT, len(token)) + token
-    numbers = (block.file_id, size, block.number)
-    f, length, i = (_cbor_head(_UNSIGNED, number) for number in numbers)
-    return b"".join(
-        (start, b"\x61f", f, b"\x61l", length, b"\x61i", i, b"\x61p", _cbor_head(_BYTES, size), block.payload)
-    )
+    before, after = _around_number(block.token, block.file_id, size)
+    return b"".join((before, _cbor_head(_UNSIGNED, block.number), after, block.payload))
+
+
+@functools.lru_cache(maxsize=256)
+def _around_number(token: str | None, file_id: int, size: int) -> tuple[bytes, bytes]:
+    """Return what stands before and behind a block's number: the same for all full blocks of a request."""
+    start = b"\xa4"
+    if token is not None:
+        text = token.encode("utf-8")
+        start = b"\xa5\x61c" + _cbor_head(_TEXT, len(text)) + text
+    f, length = _cbor_head(_UNSIGNED, file_id), _cbor_head(_UNSIGNED, size)
+    return start + b"\x61f" + f + b"\x61l" + length + b"\x61i", b"\x61p" + _cbor_head(_BYTES, size)
 
 
 _UNSIGNED: Final = 0x00

@@ -71,6 +71,9 @@ _SEMANTIC_DECODERS: Final[Mapping[int, Any]] = dict.fromkeys(_TAGS_WITH_A_MEANIN
 
 def _plain(value: object) -> object:
     """Return `value` with undefined as None; raises `MalformedMessage` for what JSON and bytes cannot hold."""
+    kind = type(value)
+    if kind is str or kind is bytes or kind is int:  # without tags no integer has more than 64 bits
+        return value
     if value is cbor2.undefined:
         return None
     if isinstance(value, dict):

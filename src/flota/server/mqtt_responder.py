@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from flota.fleet.devices import Device
     from flota.fleet.scope import Scope
     from flota.protocols.mqtt.broker_url import BrokerUrl
-    from flota.protocols.mqtt.dialect import MqttClient
+    from flota.protocols.mqtt.dialect import MqttClient, Only
     from flota.server.api.aws_iot.dialect import AwsIot
     from flota.server.context import ServerContext
 
@@ -135,8 +135,10 @@ class MqttResponder:
         """Things that are followed."""
         return len(self._things)
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
-        """Publish at the broker, which knows who subscribed."""
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, only: Only | None = None
+    ) -> int:
+        """Publish at the broker, which knows who subscribed; it serves one tenant, so nobody has to be left out."""
         return int(self.link.publish(Message(topic, payload, qos, retain)))
 
     def clients_of(self, key: Hashable) -> list[MqttClient]:

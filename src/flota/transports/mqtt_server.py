@@ -20,7 +20,7 @@ import structlog
 
 from flota.protocols.mqtt.broker import BrokerCore, BrokerLimits
 from flota.protocols.mqtt.connect_rates import CONNECT_BURST, CONNECTS_PER_S, ConnectRates
-from flota.protocols.mqtt.dialect import MqttClient, MqttDialect
+from flota.protocols.mqtt.dialect import MqttClient, MqttDialect, Only
 from flota.protocols.mqtt.server_connection import CONNECT_WITHIN_S, MqttLimits
 from flota.protocols.peer_text import clean_text
 from flota.transports.mqtt_connection import ServedConnection, address_of
@@ -171,9 +171,11 @@ class MqttEndpoint:
         """Connections, those that are not let in yet included."""
         return len(self._connections) + len(self._shaking)
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, only: Only | None = None
+    ) -> int:
         """Deliver to every session with a subscription that covers `topic`; returns how many those were."""
-        count = self.core.publish(topic, payload, qos=qos, retain=retain)
+        count = self.core.publish(topic, payload, qos=qos, retain=retain, only=only)
         for connection in self.core.take_ready():
             cast("ServedConnection", connection.holder).flush_soon()
         return count

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flota.protocols.blynk.mcu import Mcu, McuSettings
-from flota.protocols.blynk.mcu_update import (
+from flota.protocols.blynk.mcu_states import (
     ApplyNow,
     ChunkArrived,
     McuPolicy,

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Sequence
 
 from flota.protocols.blynk.mcu import Mcu, McuSettings
-from flota.protocols.blynk.mcu_update import ApplyNow, ChunkArrived, OfferMade, PrefetchEnded, VerifyImage
+from flota.protocols.blynk.mcu_states import ApplyNow, ChunkArrived, OfferMade, PrefetchEnded, VerifyImage
 from flota.protocols.blynk.ncp import LinkCommand, Ncp, NcpSettings, SwitchRate
 from flota.protocols.blynk.ncp_job import FileDigests, FirmwareInfo, NcpUpdateSettings, NeedBytes, UpdateJob
 from flota.protocols.blynk.ncp_states import UpdateState

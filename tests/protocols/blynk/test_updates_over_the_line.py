@@ -12,7 +12,7 @@ import pytest
 from flota.protocols.blynk.catalogue import PrefetchStatus
 from flota.protocols.blynk.frames import pack_frame
 from flota.protocols.blynk.mcu import LinkUp, McuSettings
-from flota.protocols.blynk.mcu_update import REFERENCE, ChunkArrived, Discarded, McuState, PrefetchEnded
+from flota.protocols.blynk.mcu_states import REFERENCE, ChunkArrived, Discarded, McuState, PrefetchEnded
 from flota.protocols.blynk.messages import Invoke, Result, pack_message
 from flota.protocols.blynk.ncp import McuLost, NcpSettings, RateFellBack
 from flota.protocols.blynk.ncp_job import NcpUpdateSettings, NeedBytes, Outcome, PrefetchWanted, Remark

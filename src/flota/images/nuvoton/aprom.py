@@ -33,6 +33,7 @@ VECTORS_SIZE: Final = 64
 _VECTORS: Final = struct.Struct("<16I")
 assert _VECTORS.size == VECTORS_SIZE
 
+_RESET: Final = 1
 _RESERVED: Final = (7, 8, 9, 10, 13)
 """Entries that mean nothing on this core. Other makers put sums there."""
 _MUST_BE_SET: Final = (1, 2, 3)
@@ -63,7 +64,7 @@ class NotAProgram(ImageError):
 
 
 class EntryBeyondImage(ImageError):
-    """The program starts behind the end of the file: the file is cut off, or not the whole program."""
+    """The program, or one of its handlers, starts behind the end of the file, which is cut off."""
 
     code = "nuvoton-entry"
 
@@ -98,7 +99,7 @@ def parse_program(data: Buffer) -> ApromProgram:
     """Return what the vector table at the start of `data` says; the rest is the program's own.
 
     Raises `TruncatedImage` below 64 bytes, `NotAProgram` when this core could not start from it or it is linked for no
-    place of an M487, `EntryBeyondImage` when the file ends before its first instruction.
+    place of an M487, `EntryBeyondImage` when the file ends before where one of its vectors leads.
     """
     if len(data) < VECTORS_SIZE:
         raise TruncatedImage(
@@ -132,16 +133,19 @@ def parse_program(data: Buffer) -> ApromProgram:
             raise NotAProgram(
                 f"vector {number} leads nowhere", offset=4 * number, expected=expected, found=f"{vector:#010x}"
             )
-    entry = reset - 1
-    if entry + 2 > start + len(data):
-        raise EntryBeyondImage(
-            "the program starts behind the end of the file",
-            offset=4,
-            expected=f"an address below {start + len(data):#x}",
-            found=f"{entry:#x}",
-            hint="The file is cut off: copy it again, or take it from the build once more.",
-        )
-    return ApromProgram(place, stack, entry, vectors, len(data))
+    end = start + len(data)
+    for number, vector in enumerate(vectors[1:], 1):
+        if vector >= end:
+            raise EntryBeyondImage(
+                "the program starts behind the end of the file"
+                if number == _RESET
+                else f"vector {number} leads behind the end of the file",
+                offset=4 * number,
+                expected=f"an address below {end:#x}",
+                found=f"{vector - 1:#x}",
+                hint="The file is cut off: copy it again, or take it from the build once more.",
+            )
+    return ApromProgram(place, stack, reset - 1, vectors, len(data))
 
 
 def looks_like_program(data: Buffer) -> bool:

@@ -35,7 +35,8 @@ from flota.protocols.blynk.catalogue import (
     Side,
 )
 from flota.protocols.blynk.driver_frames import DriverFrameReader
-from flota.protocols.blynk.mcu_update import SERVED, McuPolicy, McuState, McuUpdate, McuUpdateEvent
+from flota.protocols.blynk.mcu_states import McuPolicy, McuState, McuUpdateEvent
+from flota.protocols.blynk.mcu_update import SERVED, McuUpdate
 from flota.protocols.blynk.ncp import LinkCommand, SwitchRate
 from flota.protocols.blynk.ncp_job import FirmwareInfo
 from flota.protocols.blynk.rpc import Answered, Called, CallFailed, Notified, RpcEndpoint, RpcEvent

@@ -1,4 +1,4 @@
-"""The NCP's part of an update: offer, wait, stream, finish, and what the MCU's version says afterwards. No IO, no clock.
+"""The NCP's part of an update: offer, wait, stream, finish, and what the MCU reports then. No IO, no clock.
 
 The machine asks for bytes (`NeedBytes`) and gets them (`supply`), so it does not matter whether a file is whole yet.
 Every verdict is an event; the caller keeps the job on a disk. Source: docs/reference/blynk.md, "What the NCP does".
@@ -6,7 +6,6 @@ Every verdict is an event; the caller keeps the job on a disk. Source: docs/refe
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -25,6 +24,7 @@ from flota.protocols.blynk.catalogue import (
     OTA_WRITE,
     PrefetchStatus,
 )
+from flota.protocols.blynk.chunk_stream import ChunkStream
 from flota.protocols.blynk.chunk_window import ChunkWindow
 from flota.protocols.blynk.messages import Status
 from flota.protocols.blynk.ncp_job import (
@@ -32,7 +32,6 @@ from flota.protocols.blynk.ncp_job import (
     FirmwareInfo,
     JobEnded,
     NcpUpdateSettings,
-    NeedBytes,
     Outcome,
     PrefetchWanted,
     Progressed,
@@ -85,14 +84,7 @@ class NcpUpdate:
         self._waiting_since = 0.0
         self._suspended_until: float | None = None
         self._busy_until = 0.0
-        self._window: ChunkWindow | None = None
-        self._sent: dict[int, int] = {}
-        """Number of a call -> offset of the chunk in it, for this stream only."""
-        self._waits_for_data: tuple[int, int] | None = None
-        self._waits_for_data_since = 0.0
-        self._ready: tuple[int, bytes] | None = None
-        self._crc = 0
-        self._crc_to = 0
+        self._stream: ChunkStream | None = None
         self._finishes = 0
         self._cancels = False
         self._prefetch: Called | None = None
@@ -150,13 +142,8 @@ class NcpUpdate:
 
     def supply(self, offset: int, data: bytes, *, now: float) -> None:
         """Give the bytes that `NeedBytes` asked for."""
-        if self._waits_for_data != (offset, len(data)):
+        if self._stream is None or not self._stream.supply(offset, data):
             return  # of a stream that is over
-        self._waits_for_data = None
-        self._ready = (offset, data)
-        if offset <= self._crc_to < offset + len(data):
-            self._crc = zlib.crc32(data[self._crc_to - offset :], self._crc)
-            self._crc_to = offset + len(data)
         self.step(now=now)
 
     def source_failed(self, reason: str, *, now: float) -> None:
@@ -295,8 +282,8 @@ class NcpUpdate:
             return []
         if self.state is UpdateState.ACCEPTED:
             return [(self._waiting_since + self._settings.start_wait_s, self._start_never_came)]
-        if self.state is UpdateState.STREAMING and self._waits_for_data is not None:
-            return [(self._waits_for_data_since + SOURCE_LIMIT_S, self._source_is_silent)]
+        if self.state is UpdateState.STREAMING and self._stream is not None and self._stream.waits_since is not None:
+            return [(self._stream.waits_since + SOURCE_LIMIT_S, self._source_is_silent)]
         if self.state is UpdateState.APPLIED:
             return [(self._waiting_since + self._settings.report_limit_s, self._no_report)]
         if self.state is UpdateState.SETTLING:
@@ -381,11 +368,8 @@ class NcpUpdate:
         else:
             self._prefetch = None
             self._go(UpdateInput.START_ASKED)
-        self._window = ChunkWindow(job.size, min(suggested, self._settings.chunk_max_bytes))
-        self._sent.clear()
+        self._stream = ChunkStream(job.size, min(suggested, self._settings.chunk_max_bytes))
         self._cancels, self._finishes = False, 0
-        self._waits_for_data, self._ready = None, None
-        self._crc = self._crc_to = 0
         self._suspended_until = None
         self.step(now=now)
 
@@ -436,17 +420,17 @@ class NcpUpdate:
 
     def _resume(self, now: float) -> None:
         self._suspended_until = None
-        self._waiting_since = self._waits_for_data_since = now
+        self._waiting_since = now
+        if self._stream is not None and self._stream.waits_since is not None:
+            self._stream.waits_since = now
         self.step(now=now)
 
     def _get_crc(self, called: Called, now: float) -> None:
         self._touch(now)
+        crc = None if self._stream is None else self._stream.crc32
         if self.job is not None and self.job.digests is not None:
-            self._rpc.answer(called, self.job.digests.crc32, True, now=now)
-        elif self.job is not None and self._crc_to == self.job.size:
-            self._rpc.answer(called, self._crc, True, now=now)
-        else:
-            self._rpc.answer(called, 0, False, now=now)
+            crc = self.job.digests.crc32
+        self._rpc.answer(called, crc or 0, crc is not None, now=now)
 
     def _get_md5(self, called: Called, now: float) -> None:
         self._answer_digest(called, None if self.job is None or not self.job.digests else self.job.digests.md5, now)
@@ -466,57 +450,28 @@ class NcpUpdate:
     # --- the stream ---------------------------------------------------------------------------------------------------
 
     def _send_chunk(self, now: float) -> None:
-        window = self._window
-        assert window is not None
-        if window.is_used_up:
-            self._used_up(now)
-            return
-        if window.is_at_the_end:
+        stream = self._stream
+        assert stream is not None
+        if stream.window.is_used_up:
+            self._used_up(stream.window, now)
+        elif stream.window.is_at_the_end:
             self._go(UpdateInput.ALL_SENT)
             self.step(now=now)
-            return
-        offset, length = window.piece()
-        if self._ready is None or self._ready[0] != offset:
-            if self._waits_for_data != (offset, length):
-                self._waits_for_data, self._waits_for_data_since = (offset, length), now
-                self.events.append(NeedBytes(offset, length))
-            return
-        data = self._ready[1]
-        msgid = self._rpc.call(OTA_WRITE, offset, data, zlib.crc32(data), now=now)
-        self._sent[msgid] = offset
-        if len(self._sent) > 64:
-            del self._sent[next(iter(self._sent))]
+        else:
+            needed = stream.send(self._rpc, now=now)
+            if needed is not None:
+                self.events.append(needed)
 
     def _write_ended(self, event: Answered | CallFailed, now: float) -> None:
-        window, offset = self._window, self._sent.get(event.msgid)
-        if window is None or offset is None or self.state is not UpdateState.STREAMING:
+        stream = self._stream
+        if stream is None or self.state is not UpdateState.STREAMING:
             return
-        stored = isinstance(event, Answered) and bool(event.values[0])
-        if event.is_late:
-            if stored:
-                self._acknowledge(window, offset)
-            return  # what is open is still waited for: the MCU never gets two calls at once
-        if stored:
-            self._acknowledge(window, offset)
-        elif offset < window.stored:
-            pass  # a late answer has said that this chunk is stored
-        elif isinstance(event, CallFailed) and event.status == Status.TIMEOUT:
-            window.timed_out()
-        elif isinstance(event, CallFailed) and event.status == Status.RESULT_NOT_READ:
-            window.timed_out()  # it answered, but nobody knows what
-        else:
-            window.refused()
-        self.step(now=now)
+        if stream.write_ended(event):
+            self.events.append(Progressed(stream.window.stored, stream.window.size))
+        if not event.is_late:  # what is open is waited for first: the MCU never gets two calls at once
+            self.step(now=now)
 
-    def _acknowledge(self, window: ChunkWindow, offset: int) -> None:
-        before = window.stored
-        window.acknowledged(offset)
-        if window.stored != before:
-            self.events.append(Progressed(window.stored, window.size))
-
-    def _used_up(self, now: float) -> None:
-        window = self._window
-        assert window is not None
+    def _used_up(self, window: ChunkWindow, now: float) -> None:
         text = f"{window.failures} tries to write the bytes at offset {window.stored} of {window.size} failed"
         if self._settings.left_to_boot_loader:
             self.events.append(Remark(f"{text}; waiting for the boot loader to start again"))
@@ -579,8 +534,7 @@ class NcpUpdate:
         self.job, self._verdict_given = job, False
         self._offers_left, self._waits_left = OFFER_TRIES, OFFERS_AFTER_WAITING
         self._not_before = self._waiting_since = now
-        self._window, self._prefetch = None, None
-        self._crc = self._crc_to = 0
+        self._stream, self._prefetch = None, None
 
     def _is_the_new(self, info: FirmwareInfo) -> bool:
         job = self._current()

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from flota.protocols.mqtt.dialect import Only
 from flota.protocols.mqtt.packets import SUBACK_FAILURE, Connect, Publish, Subscribe, Unsubscribe
 from flota.protocols.mqtt.server_connection import ServerConnection
 from flota.protocols.mqtt.session import HELD_MAX_BYTES, QUEUED_MAX, MqttSession
@@ -167,15 +168,17 @@ class BrokerCore:
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
-    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> int:
+    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False, only: Only | None = None) -> int:
         """Deliver to every session that subscribed, once each; returns for how many sessions it was.
 
         `retain` keeps it for later subscribers, an empty payload removes what was kept (3.3.1.3). What is above the
-        limits of retained messages is delivered and not kept.
+        limits of retained messages is delivered and not kept. `only` judges sessions by their owner.
         """
         if retain:
             self._retain(topic, payload, qos)
         takers = self._index.find(topic)
+        if only is not None:
+            takers = {session: granted for session, granted in takers.items() if only(session.owner)}
         name = topic.encode("utf-8")
         for session, granted in takers.items():
             self._deliver(session, name, payload, min(qos, granted))

@@ -8,7 +8,7 @@ Source: docs/reference/mqtt.md, "The endpoint".
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,6 +81,10 @@ class MqttClient(Protocol):
         ...
 
 
+Only = Callable[[Hashable], bool]
+"""Says of an identity's key whether a message is for its sessions: names in topics are unique within a tenant only."""
+
+
 class MqttBroker(Protocol):
     """What a dialect may ask of the endpoint."""
 
@@ -89,11 +93,13 @@ class MqttBroker(Protocol):
         """Clients that are connected now."""
         ...
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, only: Only | None = None
+    ) -> int:
         """Deliver to every session with a subscription that covers `topic`, once each, at the lower of both QoS.
 
         Sessions without a connection keep messages of QoS 1. Returns how many sessions it was for. With `retain` it is
-        kept for later subscribers too; an empty payload removes what was kept.
+        kept for later subscribers too; an empty payload removes what was kept. `only` leaves sessions out.
         """
         ...
 

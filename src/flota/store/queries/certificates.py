@@ -1,4 +1,4 @@
-"""Certificates of things, and the templates by which new things come into being."""
+"""Certificates of things: whom they let in, which wait for their thing, which ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from flota.errors import Conflict, InvalidInput, NotFound
 from flota.fleet.changes import Changes
-from flota.fleet.devices import UnknownDevices
 from flota.fleet.scope import Scope
 from flota.fleet.things import (
     CERTIFICATE_TRANSITIONS,
@@ -18,13 +17,13 @@ from flota.fleet.things import (
     CertificatePurpose,
     CertificateStatus,
     NewCertificate,
-    ProvisioningTemplate,
     ThingCertificate,
 )
 from flota.store.change_notes import concerning
 from flota.store.queries.base import in_batches
 from flota.store.queries.devices import DeviceQueries
-from flota.store.tables import device_types, devices, provisioning_templates, thing_certificates
+from flota.store.queries.templates import TemplateQueries
+from flota.store.tables import devices, provisioning_templates, thing_certificates
 
 REFERENCE_MIN_LEN: Final = 8
 """Hex digits of a fingerprint that are enough to name a certificate, if no other begins so."""
@@ -44,12 +43,8 @@ _HELD: Final = _SELECT.where(
 )
 """Built once: to build such a statement costs as much as to run it."""
 
-_SELECT_TEMPLATE: Final = sa.select(provisioning_templates, device_types.c.name.label("type_name")).join(
-    device_types, device_types.c.id == provisioning_templates.c.type_id
-)
 
-
-class CertificateQueries(DeviceQueries):
+class CertificateQueries(DeviceQueries, TemplateQueries):
     """Who is let in by a certificate. Fingerprints are known once, whichever tenant's they are."""
 
     async def add_certificate(
@@ -316,58 +311,6 @@ class CertificateQueries(DeviceQueries):
         )
         return tuple(row.pem for row in rows)
 
-    # templates
-
-    async def add_template(
-        self,
-        scope: Scope,
-        name: str,
-        type_name: str,
-        *,
-        thing_name: str,
-        unknown_devices: UnknownDevices,
-        now: datetime,
-    ) -> ProvisioningTemplate:
-        """Return a new template; raises `NotFound` for its type, `Conflict` if the name is taken."""
-        device_type = await self.device_type(scope, type_name)
-        template_id = await self._insert_unique(
-            provisioning_templates,
-            {
-                "tenant_id": scope.tenant_id,
-                "name": name,
-                "type_id": device_type.id,
-                "thing_name": thing_name,
-                "unknown_devices": unknown_devices.value,
-                "created_at": now,
-            },
-            Conflict("there is a provisioning template of this name", found=name, hint="Remove it first."),
-        )
-        details = {"type": type_name, "thing_name": thing_name, "unknown_devices": unknown_devices.value}
-        self._audit(scope, "template.created", f"template:{name}", details, now=now)
-        return ProvisioningTemplate(template_id, name, device_type.name, thing_name, unknown_devices, now)
-
-    async def template(self, scope: Scope, name: str) -> ProvisioningTemplate:
-        """Return the template called `name`; raises `NotFound`."""
-        row = await self._row(
-            _SELECT_TEMPLATE.where(
-                provisioning_templates.c.tenant_id == scope.tenant_id,
-                provisioning_templates.c.name == name,
-                provisioning_templates.c.removed_at.is_(None),
-            )
-        )
-        if row is None:
-            raise NotFound("no such provisioning template", found=repr(name[:80]))
-        return _template(row)
-
-    async def list_templates(self, scope: Scope) -> Sequence[ProvisioningTemplate]:
-        """Return the tenant's templates by name."""
-        rows = await self._rows(
-            _SELECT_TEMPLATE.where(
-                provisioning_templates.c.tenant_id == scope.tenant_id, provisioning_templates.c.removed_at.is_(None)
-            ).order_by(provisioning_templates.c.name)
-        )
-        return tuple(_template(row) for row in rows)
-
     async def remove_template(self, scope: Scope, name: str, *, now: datetime) -> None:
         """Forget a template and revoke the claim certificates that lead to it. Raises `NotFound`."""
         template = await self.template(scope, name)
@@ -434,15 +377,4 @@ def _certificate(row: sa.Row[Any]) -> ThingCertificate:
         template_name=row.template_name,
         ends_at=row.ends_at,
         ownership_until=row.ownership_until,
-    )
-
-
-def _template(row: sa.Row[Any]) -> ProvisioningTemplate:
-    return ProvisioningTemplate(
-        id=row.id,
-        name=row.name,
-        type_name=row.type_name,
-        thing_name=row.thing_name,
-        unknown_devices=UnknownDevices(row.unknown_devices),
-        created_at=row.created_at,
     )

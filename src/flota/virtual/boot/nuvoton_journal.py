@@ -67,6 +67,8 @@ class Journal:
 
 def parse_record(data: bytes) -> Record | None:
     """Return the record at the start of `data` (48 bytes), None if it has no magic or its checksum does not hold."""
+    if len(data) < RECORD_SIZE:
+        return None
     image_crc, options, _, crc = _SUMS.unpack_from(data, DESCRIPTOR_SIZE)
     if not has_magic(data) or zlib.crc32(data[: RECORD_SIZE - 4]) != crc:
         return None

@@ -222,13 +222,16 @@ class AwsIot:
         if self._broker is None:
             return
         timestamp, name, pending = int(self._context.now().timestamp()), state.thing.name, news.pending
+        key = state.thing.key
         if news.list_changed:
             in_progress = [self.jobs.message(job, thing=name, with_document=False) for job in pending.in_progress]
             queued = [self.jobs.message(job, thing=name, with_document=False) for job in pending.queued]
-            self._broker.publish(notify_topic(name), pack_notify(in_progress, queued, timestamp=timestamp), qos=1)
+            told = pack_notify(in_progress, queued, timestamp=timestamp)
+            self._broker.publish(notify_topic(name), told, qos=1, only=key.__eq__)
         if news.next_changed:
             first = None if pending.next is None else self.jobs.message(pending.next, thing=name)
-            self._broker.publish(notify_next_topic(name), pack_notify_next(first, timestamp=timestamp), qos=1)
+            told = pack_notify_next(first, timestamp=timestamp)
+            self._broker.publish(notify_next_topic(name), told, qos=1, only=key.__eq__)
 
     # --- who it is ----------------------------------------------------------------------------------------------------
 

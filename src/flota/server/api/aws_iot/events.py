@@ -8,6 +8,7 @@ Source: docs/reference/aws-iot.md, "Operator events".
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,7 @@ from flota.fleet.executions import FINAL_STATES, ExecutionState
 from flota.fleet.job_executions import EXECUTION_NUMBER, unnamed_job_id, visible_details
 from flota.fleet.rollouts import RolloutState
 from flota.fleet.scope import Scope
-from flota.server.api.aws_iot.identity import EVENTS_PREFIX
+from flota.server.api.aws_iot.identity import EVENTS_PREFIX, is_operator_of
 from flota.server.waiting import wait_for_any
 
 if TYPE_CHECKING:
@@ -100,17 +101,18 @@ class OperatorEvents:
 
     async def _tell(self, scope: Scope, broker: MqttBroker, entry: AuditEntry) -> None:
         kind, _, number = entry.subject.partition(":")
+        watches = functools.partial(is_operator_of, scope.tenant_id)
         details: Mapping[str, Any] = entry.details
         if kind == "execution" and entry.action == "execution.changed":
             state = ExecutionState(str(details["state"]))
             if state in FINAL_STATES:
                 rollout = await self._rollout(scope, int(details["rollout"]))
                 topic, members = _execution_event(rollout, state, entry)
-                broker.publish(topic, _packed(members), qos=1)
+                broker.publish(topic, _packed(members), qos=1, only=watches)
         elif kind == "rollout" and entry.action.removeprefix("rollout.") in _JOB_EVENTS:  # not those of its waves
             rollout = await self._rollout(scope, int(number))
             topic, members = _job_event(rollout, entry.action.removeprefix("rollout."), entry)
-            broker.publish(topic, _packed(members), qos=1)
+            broker.publish(topic, _packed(members), qos=1, only=watches)
 
     async def _rollout(self, scope: Scope, rollout_id: int) -> Rollout:
         async with self._context.storage.reading() as transaction:

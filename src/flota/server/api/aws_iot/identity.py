@@ -93,3 +93,8 @@ Identity = ThingIdentity | ClaimIdentity | OperatorIdentity
 def thing_key(tenant_id: int, name: str) -> Hashable:
     """Return the key of a thing's sessions."""
     return ("thing", tenant_id, name)
+
+
+def is_operator_of(tenant_id: int, key: Hashable) -> bool:
+    """Whether a key is that of an operator of the tenant."""
+    return isinstance(key, tuple) and key[:2] == ("operator", tenant_id)
