@@ -29,7 +29,7 @@ RETRY_S = 0.5
 
 @dataclass(frozen=True)
 class Plan:
-    """Things `names`[0] … connect to the port; with `certificates` (a directory: NAME.crt, device.key, root.crt) by TLS."""
+    """Things `names` connect to the port; by TLS with `certificates`, a directory: NAME.crt, device.key, root.crt."""
 
     host: str
     port: int

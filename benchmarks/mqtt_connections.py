@@ -144,7 +144,7 @@ def certify(up: Up, names: list[str], directory: Path) -> None:
         request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
         pem = request.public_bytes(serialization.Encoding.PEM).decode()
         made = post(up, "/api/v1/things", {"name": name, "type": TYPE, "csr": pem})
-        (directory / f"{name}.crt").write_text(str(made["certificate"]["pem"]))
+        (directory / f"{name}.crt").write_text(str(made["certificate"]["certificate"]))
 
     with ThreadPoolExecutor(REGISTER_AT_ONCE) as pool:
         list(pool.map(register, names))

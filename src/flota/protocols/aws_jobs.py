@@ -6,11 +6,12 @@ Source: docs/reference/aws-iot.md, "Jobs"; awsdocs/aws-iot-docs: jobs-mqtt-api; 
 from __future__ import annotations
 
 import enum
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+import msgspec
 
 from flota.errors import PeerError
 from flota.protocols.json_text import parse_json
@@ -202,6 +203,14 @@ def is_job_id(text: str) -> bool:
     return _JOB_ID.match(text) is not None
 
 
+def is_client_token(text: str) -> bool:
+    """Return whether `text` may be a client token: at most 64 bytes that can be sent back."""
+    try:
+        return len(text.encode("utf-8")) <= TOKEN_BYTES_MAX
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+
+
 def notify_topic(thing: str) -> str:
     """Return where changes of the list are told."""
     return f"{THING_PREFIX}{thing}/jobs/notify"
@@ -348,7 +357,7 @@ def parse_answer(payload: bytes) -> dict[str, Any]:
 
 
 def _packed(members: Mapping[str, object]) -> bytes:
-    return json.dumps(members, separators=(",", ":")).encode("utf-8")
+    return msgspec.json.encode(members)
 
 
 def _token_member(token: str | None) -> dict[str, object]:
@@ -373,7 +382,7 @@ def _token(members: Mapping[str, Any]) -> str | None:
     token = members.get("clientToken")
     if token is None:
         return None
-    if not isinstance(token, str) or len(token.encode("utf-8", "replace")) > TOKEN_BYTES_MAX:
+    if not isinstance(token, str) or not is_client_token(token):
         raise JobsRejected(JobsRejection.INVALID_REQUEST, f"a client token is text of at most {TOKEN_BYTES_MAX} bytes")
     return token
 

@@ -41,7 +41,12 @@ def stream_id_of(execution: Execution) -> str:
 
     It is no secret: only things with an open execution that names the stream may read it.
     """
-    digest = hashlib.sha256(f"stream of rollout {execution.rollout_id}, release {execution.release_id}".encode())
+    return _stream_id(execution.rollout_id, execution.release_id)
+
+
+@functools.lru_cache(maxsize=TEMPLATES_REMEMBERED)
+def _stream_id(rollout_id: int, release_id: int) -> str:
+    digest = hashlib.sha256(f"stream of rollout {rollout_id}, release {release_id}".encode())
     return f"{STREAM_PREFIX}{uuid.UUID(bytes=digest.digest()[:16], version=4)}"
 
 
