@@ -249,11 +249,12 @@ def test_stock_a_pending_image_whose_job_knows_nothing_of_a_self_test_resets_for
 # --- rollback ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(240)
 def test_rollback_no_cut_of_a_whole_update_kills_the_board() -> None:
     one = life(ROLLBACK)
     fast = set(one.of_row("staging")) | set(one.of_row("backup")) | set(one.of_row("clone"))
     for number in range(len(one.moments)):
-        if number in fast and number % 131:
+        if number % (131 if number in fast else 3):
             continue
         ended = one.cut(number)
         assert ended.runs is not None, one.rows[number]

@@ -30,7 +30,7 @@ from flota.protocols.ameba_push.anchorota import AnchorotaReceiver
 from flota.protocols.ameba_push.receiver import PushReceiver, parse_file_info
 from flota.protocols.ddi import addresses, attributes, confirmation, deployment, feedback, poll, problem
 from flota.protocols.ddi.reading import MESSAGE_MAX_BYTES
-from flota.protocols.mqtt import packets, topics
+from flota.protocols.mqtt import client_connection, packets, server_connection, session, topics
 from flota.trust.canonical_json import parse_strict
 from flota.versions import parse_version, version_order
 from flota.virtual.agents.aws_ota import job_document
@@ -172,6 +172,22 @@ def mqtt_stream(data: bytes) -> object:
     return [packet for start, end in pairwise(cuts) for packet in reader.feed(data[start:end])]
 
 
+def mqtt_both_sides(data: bytes) -> object:
+    """What a connected client and a connected server hear of the same bytes, each in two pieces."""
+    server, client = server_connection.ServerConnection(), client_connection.ClientConnection(packets.Connect("c"))
+    list(server.receive(packets.pack_packet(packets.Connect("c")), now=0))
+    server.accept(session.MqttSession("c"), present=False, now=0)
+    middle = len(data) // 2
+    if data[:1] > b"\x7f":
+        client.feed(packets.pack_packet(packets.Connack(0)))
+        client.feed(data)
+        while client.next_event() is not None:
+            pass
+        return client.take_output(now=0)
+    heard = [event for part in (data[:middle], data[middle:]) for event in server.receive(part, now=0)]
+    return heard, server.take_output()
+
+
 def mqtt_packet(data: bytes) -> object:
     return packets.parse_packet(data[0] if data else 0, data[1:])
 
@@ -308,6 +324,7 @@ TARGETS: tuple[Target, ...] = (
     target(espota.parse_auth, [espota.pack_auth(espota.AuthAnswer("0f" * 16, "0e" * 16))], nonce="0a" * 16),
     target(packets.parse_packet, [bytes([item[0]]) + item[2:] for item in MQTT_PACKETS[:4]], read=mqtt_packet),
     target(packets.PacketReader.feed, MQTT_PACKETS, read=mqtt_stream, longest=READ_SIZE),
+    target(server_connection.ServerConnection.receive, MQTT_PACKETS, read=mqtt_both_sides, longest=READ_SIZE),
     target(topics.matches, ["a/+/# a/b/c", "$aws/things/+/jobs/# $aws/things/t/jobs/get"], read=topic_filters),
     target(aws_jobs.parse_jobs_request, [JOBS_UPDATE, "{}"], read=jobs_request),
     target(aws_jobs.parse_jobs_topic, ["$aws/things/pump-1/jobs/$next/get"]),

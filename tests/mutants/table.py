@@ -612,6 +612,15 @@ MUTANTS = (
         (CORE_TESTS,),
     ),
     Mutant(
+        "agent-counts-a-range-twice",
+        "a range that waits to be taken is not asked for again",
+        OTA_TRANSFER,
+        "        if self._is_untaken:\n            return 1\n",
+        "",
+        (),
+        (CORE_TESTS,),
+    ),
+    Mutant(
         "agent-forgets-what-it-has",
         "a job that comes again goes on with the missing blocks",
         OTA_CORE,

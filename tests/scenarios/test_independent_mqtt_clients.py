@@ -201,9 +201,10 @@ async def test_mosquitto_sub_reaches_its_own_topics_and_no_other(site: Site) -> 
 
 
 async def _ask(site: Site, topic: str, answered_on: str, payload: bytes) -> bytes:
-    async with _program(site, "mosquitto_rr", "-t", topic, "-e", answered_on, "-s", "-N", "-W", "20") as process:
-        output, errors = await process.communicate(payload)
-    assert process.returncode == 0, errors
+    message = ("-m", payload.decode(), "-N", "-W", "20")
+    async with _program(site, "mosquitto_rr", "-t", topic, "-e", answered_on, *message) as process:
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output
     return output
 
 

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from flota.client.management import ManagementClient
 from flota.gateway.ncp_journal import NcpJournal
+from flota.gateway.ncp_settings import MODULE, VARIABLE, NcpRunSettings
 from flota.lab.local_server import LocalServer
 from flota.protocols.blynk.ncp_states import UpdateState
 from flota.trust.keys import PrivateKey
@@ -25,19 +27,28 @@ RESIDENT_MAX_KIB = 60 * 1024
 
 
 class NcpProcess:
-    """`flota ncp run` as a process; its log is one file over all its lives."""
+    """An NCP as a process; its log is one file over all its lives."""
 
-    def __init__(self, directory: Path, device: str, serial: str, server: str, token: str, *options: str) -> None:
-        self.directory = directory
-        self.log = directory / "ncp.log"
-        arguments = ["ncp", "run", "--serial", serial, "--server", server, "--token", token, "--device", device]
-        arguments += ["--state", str(directory / "state"), "--trust", str(directory / "trust.json"), *options]
-        self._command = [sys.executable, "-m", "flota", *arguments]
+    def __init__(self, settings: NcpRunSettings) -> None:
+        self.settings = settings
+        self.directory = Path(settings.state)
+        self.log = self.directory.parent / "ncp.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *, by_command: bool = False) -> None:
+        """Start what `flota ncp run` becomes, which is there in half the time; or the command itself."""
+        settings, environment = self.settings, dict(os.environ)
+        command = [sys.executable, "-m", MODULE]
+        if by_command:
+            command = [sys.executable, "-m", "flota", "ncp", "run", "--serial", settings.serial]
+            command += ["--server", settings.server, "--token", settings.token or "", "--device", settings.device]
+            command += ["--state", settings.state, "--trust", settings.trust[0], "--board", settings.board]
+            command += ["--type", settings.device_type or "", "--poll-s", str(settings.poll_s)]
+            command += ["--settle-s", str(settings.settle_s)]
+        else:
+            environment[VARIABLE] = msgspec.json.encode(settings).decode()
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, stderr=log, stdout=log)
+            self.process = subprocess.Popen(command, stderr=log, stdout=log, env=environment)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -56,7 +67,7 @@ class NcpProcess:
         return int(next(line for line in text.splitlines() if line.startswith("VmRSS")).split()[1])
 
     def record_state(self) -> UpdateState | None:
-        record = NcpJournal(self.directory / "state", clean=False).read()
+        record = NcpJournal(self.directory, clean=False).read()
         return None if record is None or record.job is None else record.job.state
 
 
@@ -68,13 +79,25 @@ class Site:
         self.key = PrivateKey.generate("p256")
         self.trusted = self.key
 
-    def prepare(self, mcu: SmallMcu, *options: str, board: str = "dual-mcu-ab") -> NcpProcess:
+    def prepare(self, mcu: SmallMcu, *, board: str = "dual-mcu-ab", settle_s: float = 1.0) -> NcpProcess:
         self.client.add_type(self.name, board, signers=[self.key.public_pem])
         token = self.client.add_device(self.name, self.name).token
-        assert token is not None
-        (self.directory / "trust.json").write_bytes(pack_trust_file(TrustedSigners.of([self.trusted.public_pem])))
-        quick = ("--poll-s", "0.3", "--settle-s", "1", "--board", board, "--type", self.name, *options)
-        return NcpProcess(self.directory, self.name, mcu.path, self.server.address.http, token, *quick)
+        trust = self.directory / "trust.json"
+        trust.write_bytes(pack_trust_file(TrustedSigners.of([self.trusted.public_pem])))
+        return NcpProcess(
+            NcpRunSettings(
+                serial=mcu.path,
+                server=self.server.address.http,
+                device=self.name,
+                state=str(self.directory / "state"),
+                trust=[str(trust)],
+                token=token,
+                board=board,
+                device_type=self.name,
+                poll_s=0.3,
+                settle_s=settle_s,
+            )
+        )
 
     def roll_out(self, image: bytes, version: str = "2.0.0") -> int:
         release = publish(self.client, self.key, self.name, version, image)
@@ -117,7 +140,7 @@ async def test_an_mcu_is_updated_and_its_ncp_stays_small(its_site: Site) -> None
     mcu = SmallMcu(firmware("1.0.0"))
     ncp = its_site.prepare(mcu)
     try:
-        ncp.start()
+        ncp.start(by_command=True)
         rollout = its_site.roll_out(firmware("2.0.0"))
         assert await its_site.ended(rollout, ncp) == "SUCCEEDED"
         assert mcu.image == firmware("2.0.0")
@@ -131,7 +154,7 @@ async def test_an_mcu_is_updated_and_its_ncp_stays_small(its_site: Site) -> None
 
 async def test_a_release_that_never_confirms_is_a_failure_and_the_old_one_runs(its_site: Site) -> None:
     mcu = SmallMcu(firmware("1.0.0"), confirms=lambda version: False)
-    ncp = its_site.prepare(mcu, "--settle-s", "4")
+    ncp = its_site.prepare(mcu, settle_s=4.0)
     try:
         ncp.start()
         rollout = its_site.roll_out(firmware("2.0.0"))

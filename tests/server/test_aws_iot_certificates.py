@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from flota.fleet.devices import DeviceState, UnknownDevices
 from flota.fleet.things import CertificateStatus
 from flota.protocols.mqtt.packets import Connect, ConnectReturn
 from flota.server.listeners import bind
+from flota.server.things import keep_certificate
 from flota.transports.mqtt_client import ConnectRefused, MqttLink, MqttLinkLost, open_mqtt
 from flota.transports.mqtt_tls import server_context
 from flota.trust.thing_certificates import make_request, new_thing_key, pack_thing_key
@@ -42,9 +44,11 @@ class TlsSite:
     async def issue(self, device: str) -> ssl.SSLContext:
         """Return the TLS settings of a device that has a certificate of its own now."""
         key = new_thing_key("p256")
-        made = await self.bench.fleet.context.things.issue(self.bench.fleet.scope, device, make_request(key, device))
-        self.fingerprint = made.fingerprint
-        return self.client(made.pem, pack_thing_key(key))
+        fleet = self.bench.fleet
+        new = await fleet.context.things.signed(device, make_request(key, device))
+        async with fleet.database.transaction() as tx:
+            self.fingerprint = (await keep_certificate(tx, fleet.scope, new, now=fleet.clock())).fingerprint
+        return self.client(new.pem, pack_thing_key(key))
 
     def client(self, certificate: str, key: str | bytes) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=str(self.directory / "tls" / "root.crt"))
@@ -117,15 +121,14 @@ async def test_a_refused_devices_certificate_lets_nobody_in(site: TlsSite) -> No
     assert caught.value.code_returned == ConnectReturn.NOT_AUTHORISED
 
 
-async def test_a_strangers_certificate_ends_the_handshake(site: TlsSite, tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_a_strangers_certificate_ends_the_handshake(
+    site: TlsSite, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     await site.bench.fleet.add_device("pump-1")
     with_other = tmp_path_factory.mktemp("other")
     async with a_bench(with_other) as other:
-        await other.fleet.add_device("pump-1")
-        stranger = TlsSite(other, with_other)
         key = new_thing_key("p256")
-        made = await other.fleet.context.things.issue(other.fleet.scope, "pump-1", make_request(key, "pump-1"))
-        assert stranger.files
+        made = await other.fleet.context.things.signed("pump-1", make_request(key, "pump-1"))
     with pytest.raises(MqttLinkLost):
         await (await site.connect(site.client(made.pem, pack_thing_key(key)))).receive()
 
@@ -134,7 +137,12 @@ async def test_a_claim_gets_a_certificate_and_nothing_else(site: TlsSite) -> Non
     fleet = site.bench.fleet
     async with fleet.database.transaction() as tx:
         await tx.add_template(
-            fleet.scope, "pumps", "pump", "pump-{SerialNumber}", UnknownDevices.ACCEPT, now=fleet.clock()
+            fleet.scope,
+            "pumps",
+            "pump",
+            thing_name="pump-{SerialNumber}",
+            unknown_devices=UnknownDevices.ACCEPT,
+            now=fleet.clock(),
         )
     key = new_thing_key("p256")
     claim = await fleet.context.things.issue_claim(fleet.scope, "pumps", make_request(key, "claim"))
@@ -149,7 +157,8 @@ async def test_a_claim_gets_a_certificate_and_nothing_else(site: TlsSite) -> Non
     request = {"certificateSigningRequest": make_request(own, "pump-7")}
     made = await _asked(claimed, "$aws/certificates/create-from-csr/json", request)
     ownership = {"certificateOwnershipToken": made["certificateOwnershipToken"], "parameters": {"SerialNumber": "7"}}
-    assert (await _asked(claimed, "$aws/provisioning-templates/pumps/provision/json", ownership))["thingName"] == "pump-7"
+    provisioned = await _asked(claimed, "$aws/provisioning-templates/pumps/provision/json", ownership)
+    assert provisioned["thingName"] == "pump-7"
     thing = Thing("pump-7", await site.connect(site.client(made["certificatePem"], pack_thing_key(own))))
     await thing.accepted("get")
     await link.publish("$aws/things/pump-7/jobs/get", b"{}", 0)
@@ -158,8 +167,6 @@ async def test_a_claim_gets_a_certificate_and_nothing_else(site: TlsSite) -> Non
 
 
 async def _asked(thing: Thing, topic: str, members: object) -> dict[str, str]:
-    import json
-
     await thing.link.publish(topic, json.dumps(members).encode(), 1)
     message = await thing.next()
     assert message.topic == f"{topic}/accepted", message.payload

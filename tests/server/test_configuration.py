@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from flota.errors import Conflict, InvalidInput
+from flota.protocols.aws_ota import DataProtocol
+from flota.protocols.aws_streams import JsonPayload
 from flota.server.configuration import SETTINGS, read_configuration, settings_from
 from flota.server.data_lock import hold_lock
 from flota.server.settings import Address, ServerSettings, parse_address, parse_public_url
@@ -54,9 +56,18 @@ def test_every_setting_can_be_given_in_the_file() -> None:
     proxy_client_cert = "192.0.2.2"
     proxy_authority = ["acme=0a1b", "0c2d"]
     proxy_device_type = "pump"
+    mqtt = "off"
+    mqtts = "0.0.0.0:8883"
+    mqtt_bridge = "mqtt://broker.example.net"
+    mqtt_bridge_rule = ["out:telemetry/{thing}/"]
+    aws_iot_data = ["MQTT", "http"]
+    aws_iot_url_lifetime_s = 60
+    aws_iot_lenient_rejected = true
+    aws_iot_json_payload = "hex"
+    aws_iot_events = true
     """
     file = read_configuration(text.encode(), "flota.toml")
-    assert set(file) == {setting.key for setting in SETTINGS}
+    assert set(file) | {"mqtt_broker"} == {setting.key for setting in SETTINGS}, "a broker leaves no room for a bridge"
     made = settings(file)
     assert made.http is None
     assert made.public_url == "https://updates.example.net:8443"
@@ -68,6 +79,27 @@ def test_every_setting_can_be_given_in_the_file() -> None:
     assert [str(one) for one in made.trusted_proxies] == ["192.0.2.1/32", "2001:db8::/64", "192.0.2.2/32"]
     assert [(one.tenant, one.authority) for one in made.proxy_authorities] == [("ACME", "0a1b"), ("DEFAULT", "0c2d")]
     assert made.proxy_device_type == "pump"
+    assert made.aws_iot_data == (DataProtocol.MQTT, DataProtocol.HTTP)
+    assert (made.aws_iot_url_lifetime_s, made.aws_iot_json_payload) == (60, JsonPayload.HEX)
+    assert made.aws_iot_lenient_rejected
+    assert made.aws_iot_events
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("aws_iot_data", "FTP"),
+        ("aws_iot_url_lifetime_s", 59),
+        ("aws_iot_url_lifetime_s", 3601),
+        ("aws_iot_url_lifetime_s", "soon"),
+        ("aws_iot_lenient_rejected", "perhaps"),
+        ("aws_iot_json_payload", "octal"),
+        ("aws_iot_events", 7),
+    ],
+)
+def test_settings_of_aws_iot_outside_their_bounds_are_refused(key: str, value: object) -> None:
+    with pytest.raises(InvalidInput, match=key):
+        settings({key: value})
 
 
 def test_names_may_come_as_one_variable() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime
 
+from flota.fleet.devices import DeviceState
 from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState
 from flota.fleet.rollouts import Rollout, RolloutPolicy, RolloutState
-from flota.fleet.storage import DeviceSighting
+from flota.fleet.storage import DeviceSighting, NewDevice
 from flota.server.engine import Engine
 from flota.store.database import Database
 from tests.conftest_postgres import database, database_url, postgres_server
@@ -170,3 +171,96 @@ async def test_a_running_engine_acts_on_a_commit_and_stops_when_told(database: D
     stop.set()
     async with asyncio.timeout(3):
         await running
+
+
+async def a_continuous_fleet(database: Database, waves: str = "100%") -> tuple[Fleet, Engine, Clock]:
+    """Three pumps that a selector picked; the rollout goes on for those that it picks later."""
+    policy = RolloutPolicy(continuous=True, abort_after_failures=2)
+    fleet = await a_fleet(database, size=3, waves=waves, policy=policy, selector="type=pump")
+    clock = Clock()
+    return fleet, Engine(database, now=clock), clock
+
+
+async def test_a_continuous_rollout_stays_and_takes_in_who_is_selected_later(database: Database) -> None:
+    fleet, engine, clock = await a_continuous_fleet(database)
+    await engine.tick()
+    for device in range(3):
+        await report(database, fleet, device, S.IN_PROGRESS, S.SUCCEEDED)
+    await engine.tick()
+    rollout, _ = await state_of(database, fleet)
+    assert (rollout.state, waves(rollout)) == (R.ACTIVE, ["open"])
+
+    async with database.transaction() as tx:
+        await tx.add_device(fleet.scope, NewDevice("late", "pump", DeviceState.ACCEPTED), now=at(1))
+        await tx.add_device(fleet.scope, NewDevice("stranger", "pump", DeviceState.PENDING), now=at(1))
+    clock.seconds = 60
+    await engine.tick()
+    rollout, executions = await state_of(database, fleet)
+    assert [e.device_name for e in executions if e.state is S.QUEUED] == ["late"]
+    assert rollout.waves[0].size == 4
+    assert (await engine.tick()).effects == 0
+
+    async with database.transaction() as tx:
+        await tx.set_device_state(fleet.scope, "stranger", DeviceState.ACCEPTED, now=at(61))
+    clock.seconds = 120
+    await engine.tick()
+    rollout, executions = await state_of(database, fleet)
+    assert [e.device_name for e in executions if e.state is S.QUEUED] == ["late", "stranger"]
+    async with database.transaction() as tx:
+        await tx.set_rollout_state(fleet.scope, rollout.id, R.CANCELED, now=at(121), reason="enough")
+    rollout, executions = await state_of(database, fleet)
+    assert [e.state for e in executions] == [S.SUCCEEDED] * 3 + [S.CANCELED] * 2
+
+
+async def test_who_joins_before_the_last_wave_is_open_waits_for_it(database: Database) -> None:
+    fleet, engine, clock = await a_continuous_fleet(database, waves="1,100%")
+    await engine.tick()
+    async with database.transaction() as tx:
+        await tx.add_device(fleet.scope, NewDevice("late", "pump", DeviceState.ACCEPTED), now=at(1))
+    clock.seconds = 60
+    await engine.tick()
+    rollout, executions = await state_of(database, fleet)
+    assert ([e.device_name for e in executions], [wave.size for wave in rollout.waves]) == (["pump-1"], [1, 3])
+    await report(database, fleet, 0, S.IN_PROGRESS, S.SUCCEEDED)
+    await engine.tick()
+    _, executions = await state_of(database, fleet)
+    assert [e.device_name for e in executions] == ["pump-1", "pump-2", "pump-3", "late"]
+
+
+async def test_who_is_selected_no_more_leaves_a_continuous_rollout(database: Database) -> None:
+    policy = RolloutPolicy(continuous=True)
+    fleet = await a_fleet(database, size=3, policy=policy, selector="type=pump label.site=a")
+    clock = Clock()
+    engine = Engine(database, now=clock)
+    async with database.transaction() as tx:
+        for device in fleet.devices:
+            await tx.set_device_labels(fleet.scope, device.name, {"site": "a"}, now=at(0))
+    await engine.tick()
+    await report(database, fleet, 1, S.IN_PROGRESS)
+    async with database.transaction() as tx:
+        for device in fleet.devices[:2]:
+            await tx.set_device_labels(fleet.scope, device.name, {"site": "b"}, now=at(1))
+    clock.seconds = 60
+    await engine.tick()
+    _, executions = await state_of(database, fleet)
+    assert [e.state for e in executions] == [S.REMOVED, S.IN_PROGRESS, S.QUEUED]
+    assert executions[1].cancel_requested_at is not None
+    clock.seconds = 120
+    await engine.tick()
+    _, after = await state_of(database, fleet)
+    assert [e.version for e in after] == [e.version for e in executions]
+
+
+async def test_at_the_threshold_a_continuous_rollout_takes_in_nobody_more(database: Database) -> None:
+    fleet, engine, clock = await a_continuous_fleet(database)
+    await engine.tick()
+    for device in range(2):
+        await report(database, fleet, device, S.IN_PROGRESS, S.FAILED)
+    await engine.tick()
+    async with database.transaction() as tx:
+        await tx.add_device(fleet.scope, NewDevice("late", "pump", DeviceState.ACCEPTED), now=at(1))
+    clock.seconds = 60
+    await engine.tick()
+    rollout, executions = await state_of(database, fleet)
+    assert rollout.state is R.ABORTED
+    assert "late" not in [e.device_name for e in executions]

@@ -89,6 +89,7 @@ async def a_fleet(
     waves: str = "100%",
     policy: RolloutPolicy | None = None,
     expires_at: datetime | None = None,
+    selector: str = "type=pump",
 ) -> Fleet:
     """Return accepted devices `pump-1`…, release 2.0.0 and an active rollout whose waves all wait."""
     scope = await a_tenant(database, tenant)
@@ -97,7 +98,7 @@ async def a_fleet(
         devices = [await a_device(tx, scope, f"pump-{number}") for number in range(1, size + 1)]
         release = await a_release(tx, scope, expires_at=expires_at)
         new = NewRollout(
-            "spring", release.id, policy or RolloutPolicy(), split_waves([d.id for d in devices], waves), "type=pump"
+            "spring", release.id, policy or RolloutPolicy(), split_waves([d.id for d in devices], waves), selector
         )
         rollout = await tx.add_rollout(scope, new, now=START)
     return Fleet(scope, devices, release, rollout)

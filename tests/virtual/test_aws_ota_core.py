@@ -8,7 +8,7 @@ import pytest
 
 from flota.trust.keys import PrivateKey
 from flota.virtual.agents.aws_ota.pal import ImageState, PalImageState
-from flota.virtual.agents.aws_ota.ports import AgentBuild, OtaTimer
+from flota.virtual.agents.aws_ota.ports import AgentBuild, OtaTimer, RangeAnswer
 from flota.virtual.agents.aws_ota.states import AgentEvent, AgentState
 from flota.virtual.events import EventKind
 from flota.virtual.slots import Restart, SlotState
@@ -507,6 +507,20 @@ async def test_an_url_that_has_expired_is_renewed_by_asking_for_the_job_again() 
     assert expiring.asked.count((3 * 4096, 4 * 4096 - 1)) == 2, "it goes on where it was"
     assert bench.slots.read("b", len(NEW)) == NEW
     assert asked_before == 3
+
+
+async def test_a_timer_that_runs_out_while_a_range_waits_to_be_taken_does_not_make_it_count_twice() -> None:
+    class Late(ScriptedRanges):
+        async def get(self, first: int, last: int) -> RangeAnswer | None:
+            if len(self.asked) == 2:
+                assert bench.service.core is not None
+                bench.service.core.signal(AgentEvent.REQUEST_TIMER)
+            return await super().get(first, last)
+
+    bench = offering(AwsBench(http=Late(NEW)), **HTTP_JOB)
+    with pytest.raises(Restart):
+        await bench.start()
+    assert bench.slots.read("b", len(NEW)) == NEW
 
 
 async def test_an_url_that_stays_bad_ends_after_32_requests() -> None:

@@ -254,6 +254,14 @@ def test_any_48_bytes_are_a_record_or_none(data: bytes) -> None:
     assert record is None or record.pack()[:44] == data[:44]
 
 
+@pytest.mark.parametrize("offset", range(47))
+def test_a_record_with_one_wrong_byte_is_none(offset: int) -> None:
+    data = bytearray(Record(Descriptor(ImageFlag.NEW, 4095), 7).pack())
+    data[offset] ^= 0x10
+    assert parse_record(bytes(data)) is None
+    assert parse_record(bytes(data[:offset])) is None
+
+
 def test_a_descriptor_of_a_stock_application_counts_though_an_old_copy_lies_beside_it() -> None:
     board = programmed()
     write_descriptor(board.controller, Record(Descriptor(ImageFlag.VALID, 4095), 7))

@@ -508,7 +508,14 @@ def _board_row(board: Any) -> dict[str, str]:
     return {
         "name": board.name,
         "boot": board.boot,
-        "flash": f"{board.flash_size // (1024 * 1024)} MB" if board.flash_size else "-",
+        "flash": _size_text(board.flash_size),
         "slots": ", ".join(slot.name for slot in slots),
         "dialects": ", ".join(sorted(route.value for route in board.routes)),
     }
+
+
+def _size_text(size: int) -> str:
+    """Return a flash size for people: whole megabytes, else kilobytes; a dash for none."""
+    if size % (1024 * 1024):
+        return f"{size // 1024} KB"
+    return f"{size // (1024 * 1024)} MB" if size else "-"

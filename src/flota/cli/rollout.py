@@ -45,6 +45,10 @@ def create(
     attempts: Annotated[
         int | None, typer.Option("--attempts", min=1, help="Deliveries to a device that reports nothing.")
     ] = None,
+    continuous: Annotated[
+        bool,
+        typer.Option("--continuous", help="Devices that --select picks later join; it ends when you cancel it."),
+    ] = False,
     count_inferred: Annotated[
         bool | None,
         typer.Option("--count-inferred/--no-count-inferred", help="Let inferred outcomes count for --abort-after."),
@@ -93,6 +97,7 @@ def create(
             silence_limit_s=silence_limit,
             attempts=attempts,
             count_inferred=count_inferred,
+            continuous=continuous,
             urgency=urgency,
             forced_at=utc(forced_at),
             confirm=confirm,

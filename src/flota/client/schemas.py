@@ -212,6 +212,7 @@ class RolloutPolicy(Answer, frozen=True, kw_only=True):
     silence_limit_s: int
     attempts: int
     count_inferred: bool
+    continuous: bool = False
     urgency: str = "forced"
     forced_at: datetime | None = None
     confirm: bool | None = None

@@ -27,9 +27,7 @@ class ExecutionState(enum.StrEnum):
 _S = ExecutionState
 
 EXECUTION_TRANSITIONS: Final[Mapping[ExecutionState, frozenset[ExecutionState]]] = {
-    _S.QUEUED: frozenset(
-        {_S.IN_PROGRESS, _S.SUCCEEDED, _S.FAILED, _S.REJECTED, _S.REMOVED, _S.CANCELED, _S.TIMED_OUT}
-    ),
+    _S.QUEUED: frozenset({_S.IN_PROGRESS, _S.SUCCEEDED, _S.FAILED, _S.REJECTED, _S.REMOVED, _S.CANCELED, _S.TIMED_OUT}),
     _S.IN_PROGRESS: frozenset(
         {_S.IN_PROGRESS, _S.SUCCEEDED, _S.FAILED, _S.TIMED_OUT, _S.REJECTED, _S.REMOVED, _S.CANCELED}
     ),

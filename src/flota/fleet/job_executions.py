@@ -138,6 +138,10 @@ def end_of_time(execution: Execution, *, now: datetime) -> ExecutionChange | Non
     return None
 
 
+def is_job(execution: Execution) -> bool:
+    """Whether the device at work on this speaks AWS IoT Jobs."""
+    return execution.details.get(ROUTE_DETAIL) == AWS_IOT_ROUTE
+
+
 def _can_be_stopped(execution: Execution) -> bool:
-    is_ours = execution.details.get(ROUTE_DETAIL) == AWS_IOT_ROUTE
-    return is_ours and SELF_TEST_DETAIL not in execution.details
+    return is_job(execution) and SELF_TEST_DETAIL not in execution.details

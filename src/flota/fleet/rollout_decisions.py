@@ -13,6 +13,7 @@ The rules, in the order in which they are asked:
 6. After a wave that ended badly the rollout is PAUSED: no evidence is no reason to go on.
    Resuming it opens the next wave.
 7. Otherwise the next wave opens, unless the rollout is paused.
+   The last wave of a continuous rollout never ends: devices that are selected later join it.
 8. After the last wave the rollout has SUCCEEDED, or FINISHED_WITH_FAILURES if any execution failed or none succeeded.
 
 Source: docs/reference/executions.md.
@@ -33,7 +34,7 @@ from flota.fleet.executions import (
     apply_change,
 )
 from flota.fleet.inferences import awaits_silence, conclude_from_silence
-from flota.fleet.job_executions import end_of_time
+from flota.fleet.job_executions import end_of_time, is_job
 from flota.fleet.rollouts import OPEN_ROLLOUT_STATES, Rollout, RolloutPolicy, RolloutState, Wave, WaveState
 
 
@@ -104,6 +105,19 @@ def decide(
     return [*effects, *_advance(rollout, present)]
 
 
+def change_on_leaving(execution: Execution) -> ExecutionChange | None:
+    """Return what becomes of an open execution whose device a continuous rollout selects no more; None: nothing new.
+
+    What is queued is REMOVED, as is what AWS IoT Jobs is at work on. Any other device at work is asked to stop.
+    """
+    message = "the device is no longer selected"
+    if execution.state is ExecutionState.QUEUED or is_job(execution):
+        return ExecutionChange(ExecutionState.REMOVED, message=message)
+    if execution.cancel_requested_at is not None:
+        return None
+    return ExecutionChange(execution.state, message=message, request_cancel=True)
+
+
 def counts_as_failure(execution: Execution, policy: RolloutPolicy) -> bool:
     """Whether the execution counts towards `abort_after_failures`.
 
@@ -171,7 +185,8 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _has_to_start(rollout: Rollout) -> bool:
-    return any(wave.state is WaveState.WAITING or wave.counts.get(ExecutionState.QUEUED, 0) for wave in rollout.waves)
+    queued = any(wave.state is WaveState.WAITING or wave.counts.get(ExecutionState.QUEUED, 0) for wave in rollout.waves)
+    return queued or rollout.policy.continuous
 
 
 def _advance(rollout: Rollout, executions: Sequence[Execution]) -> list[Effect]:
@@ -180,7 +195,7 @@ def _advance(rollout: Rollout, executions: Sequence[Execution]) -> list[Effect]:
     for wave in rollout.waves:
         if wave.state is not WaveState.OPEN:
             continue
-        if _is_at_work(wave, executions):
+        if _is_at_work(wave, executions) or (rollout.policy.continuous and wave.number == len(rollout.waves)):
             return effects
         succeeded = wave.counts.get(ExecutionState.SUCCEEDED, 0) > 0
         effects.append(EndWave(wave.number, WaveState.SUCCEEDED if succeeded else WaveState.FAILED))

@@ -76,6 +76,7 @@ class RolloutPolicy:
     `attempts`: complete deliveries to one device before "still runs the old image" means FAILED (routes without
     reports).
     `count_inferred`: whether outcomes with basis `inferred` count towards thresholds.
+    `continuous`: devices that the selector picks later join, and it has no end of its own.
     `urgency`, `forced_at`: `flota.fleet.update_rules`. `confirm`, `maintenance`: None takes the type's; `none` as
     `maintenance` means at any time.
     """
@@ -84,6 +85,7 @@ class RolloutPolicy:
     silence_limit_s: int = 3600
     attempts: int = 1
     count_inferred: bool = False
+    continuous: bool = False
     urgency: Urgency = Urgency.FORCED
     forced_at: datetime | None = None
     confirm: bool | None = None

@@ -149,6 +149,10 @@ class DeviceFilter:
     labels: Mapping[str, str] | None = None
     text: str | None = None
     """Part of the name, case-insensitive, no wildcards."""
+    outside_rollout: int | None = None
+    """Those that are no part of this rollout's snapshot."""
+    open_in_rollout: int | None = None
+    """Those with an open execution in this rollout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +387,9 @@ class Transaction(Protocol):
     async def set_wave_state(
         self, scope: Scope, rollout_id: int, number: int, state: WaveState, *, now: datetime
     ) -> None: ...
+    async def join_rollout(
+        self, scope: Scope, rollout_id: int, device_ids: Sequence[int], *, now: datetime
+    ) -> Sequence[Execution]: ...
     async def open_wave(self, scope: Scope, rollout_id: int, number: int, *, now: datetime) -> Sequence[Execution]: ...
     async def execution(self, scope: Scope, execution_id: int) -> Execution: ...
     async def list_executions(

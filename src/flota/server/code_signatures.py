@@ -69,7 +69,8 @@ class CodeCertificate:
 def read_code_certificate(pem: str, *, now: datetime | None) -> CodeCertificate:
     """Return the signer's certificate in a PEM file, judged for itself: devices follow no chain.
 
-    `now` None: whatever its time. Raises `BadCertificate`, or a `CertificateRefused` for each way in which it must not sign code.
+    `now` None: whatever its time. Raises `BadCertificate`, or a `CertificateRefused` for each way in which it must not
+    sign code.
     """
     certificate = parse_chain(pem.encode("utf-8", "surrogatepass"))[0]
     check_chain([certificate], trusted=[certificate], now=now)

@@ -282,7 +282,7 @@ def check_settings(settings: ServerSettings) -> None:
     missing = []
     if settings.public_url is None:
         missing.append("--public-url URL (what devices are given)")
-    has_tls = settings.https is not None or settings.mqtts is not None
+    has_tls = settings.https is not None or (settings.mqtts is not None and not settings.mqtts.is_loopback)
     if has_tls and settings.tls_cert is None and not settings.names:
         missing.append("--name HOST|IP (a name for the certificate; may be repeated)")
     if missing:

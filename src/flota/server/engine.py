@@ -9,16 +9,26 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
-from flota.errors import Conflict
-from flota.fleet.executions import UNSUCCESSFUL_STATES, ExecutionState
-from flota.fleet.rollout_decisions import ChangeExecution, Effect, EndWave, OpenWave, SetRolloutState, decide
-from flota.fleet.rollouts import Rollout
+from flota.errors import Conflict, FlotaError
+from flota.fleet.devices import DeviceState
+from flota.fleet.executions import OPEN_STATES, UNSUCCESSFUL_STATES, ExecutionState
+from flota.fleet.rollout_decisions import (
+    ChangeExecution,
+    Effect,
+    EndWave,
+    OpenWave,
+    SetRolloutState,
+    change_on_leaving,
+    decide,
+)
+from flota.fleet.rollouts import Rollout, RolloutState
 from flota.fleet.scope import Scope
-from flota.fleet.storage import Storage, Transaction
+from flota.fleet.selectors import parse_selector
+from flota.fleet.storage import DeviceFilter, Storage, Transaction
 
 ACTOR: Final = "engine"
 
@@ -30,6 +40,12 @@ SHORTEST_PAUSE_S: Final = 0.05
 
 EXECUTIONS_READ_MAX: Final = 1_000_000
 """Executions of one rollout read in one pass: as many as there can be devices."""
+
+SELECT_EVERY_S: Final = 5.0
+"""How late a device may join a continuous rollout that selects it."""
+
+JOINING_MAX: Final = 1000
+"""Devices that join one rollout in one pass; the next takes the rest."""
 
 _JUDGED: Final = UNSUCCESSFUL_STATES | {ExecutionState.IN_PROGRESS}
 
@@ -52,6 +68,7 @@ class Engine:
         self._now = now
         self._began_at = now()
         self._woken = asyncio.Event()
+        self._selected_at: datetime | None = None
 
     def wake(self, _tenants: frozenset[int] = frozenset()) -> None:
         """Look again soon. Can be given to `Database.on_commit` as it is; call it in the loop's thread."""
@@ -77,8 +94,14 @@ class Engine:
     async def tick(self) -> TickResult:
         """Take every rollout as far as it goes now."""
         effects = conflicts = 0
+        now = self._now()
+        selects = self._selected_at is None or (now - self._selected_at).total_seconds() >= SELECT_EVERY_S
+        if selects:
+            self._selected_at = now
         for tenant in await self._storage.list_tenants():
             scope = Scope(tenant.id, ACTOR)
+            if selects:
+                effects += await self._select_again(scope)
             async with self._storage.reading() as reading:
                 due = [
                     rollout.id
@@ -92,6 +115,50 @@ class Engine:
                     conflicts += 1
                     _log.info("rollout %d moved while the engine looked at it: %s", rollout_id, conflict)
         return TickResult(effects, conflicts)
+
+    async def _select_again(self, scope: Scope) -> int:
+        """Let devices join continuous rollouts, and leave them, by what their selectors pick now."""
+        async with self._storage.reading() as reading:
+            continuous = [
+                rollout
+                for rollout in await reading.list_rollouts(scope, open_only=True)
+                if rollout.policy.continuous and rollout.state is RolloutState.ACTIVE
+            ]
+        done = 0
+        for rollout in continuous:
+            try:
+                done += await self._select_for(scope, rollout)
+            except FlotaError as error:
+                _log.warning("who belongs to rollout %d could not be settled: %s", rollout.id, error)
+        return done
+
+    async def _select_for(self, scope: Scope, rollout: Rollout) -> int:
+        selector = parse_selector(rollout.selector)
+        wanted = replace(selector.device_filter(), outside_rollout=rollout.id)
+        async with self._storage.reading() as reading:
+            joining = [
+                device.id
+                for device in await reading.list_devices(scope, wanted, limit=JOINING_MAX)
+                if device.state is DeviceState.ACCEPTED and device.type_name == rollout.type_name
+            ]
+            at_work = DeviceFilter(type_name=rollout.type_name, open_in_rollout=rollout.id)
+            leaving = {
+                device.id
+                for device in await reading.list_devices(scope, at_work, limit=EXECUTIONS_READ_MAX)
+                if not selector.matches(device)
+            }
+        if not joining and not leaving:
+            return 0
+        async with self._storage.transaction() as transaction:
+            if joining:
+                await transaction.join_rollout(scope, rollout.id, joining, now=self._now())
+            opened = await transaction.list_executions(
+                scope, rollout_id=rollout.id, states=OPEN_STATES, limit=EXECUTIONS_READ_MAX
+            )
+            for execution in opened:
+                if execution.device_id in leaving and (change := change_on_leaving(execution)) is not None:
+                    await transaction.change_execution(scope, execution.id, execution.version, change, now=self._now())
+        return len(joining) + len(leaving)
 
     async def _advance(self, scope: Scope, rollout_id: int) -> int:
         """Decide again inside a write transaction, act, and repeat until nothing is left to do."""

@@ -77,6 +77,10 @@ async def create_rollout(context: ServerContext, scope: Scope, wanted: RolloutRe
         else:
             selector = wanted.select or ""
             chosen = await _selected(transaction, scope, selector, release.type_name)
+        if wanted.policy.continuous and wanted.select is None:
+            raise InvalidInput(
+                "a continuous rollout needs a selector", hint="Give --select EXPR: a list picks nobody later."
+            )
         device_type = await transaction.device_type(scope, release.type_name)
         if wanted.name is not None and Route.AWS_IOT in board(device_type.board).routes:
             parse_job_name(wanted.name)

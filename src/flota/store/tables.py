@@ -348,6 +348,7 @@ rollouts: Final = sa.Table(
     sa.Column("confirm", sa.Boolean),
     sa.Column("maintenance", sa.Text),
     sa.Column("job_id", sa.Text),
+    sa.Column("continuous", sa.Boolean, nullable=False, default=False, server_default=sa.false()),
     sa.UniqueConstraint("tenant_id", "name"),
     sqlite_autoincrement=True,
 )

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from flota.errors import Conflict, NotFound
 from flota.fleet.changes import NO_CHANGES, Changes
 from flota.fleet.devices import AutoConfirmation, Device, DeviceState, IdentityConflict
-from flota.fleet.executions import ExecutionChange, ExecutionState
+from flota.fleet.executions import OPEN_STATES, ExecutionChange, ExecutionState
 from flota.fleet.scope import Scope
 from flota.fleet.selectors import check_labels
 from flota.fleet.storage import DeviceCredentials, DeviceFilter, DeviceSighting, KnownDevice, NewDevice
@@ -21,7 +21,7 @@ from flota.store.failures import is_unique_violation
 from flota.store.queries.base import in_batches
 from flota.store.queries.device_types import DeviceTypeQueries
 from flota.store.queries.executions import ExecutionQueries
-from flota.store.tables import device_types, devices, executions
+from flota.store.tables import device_types, devices, executions, rollout_devices
 
 _SELECT_DEVICE: Final = sa.select(devices, device_types.c.name.label("type_name")).join(
     device_types, device_types.c.id == devices.c.type_id
@@ -395,6 +395,20 @@ def _clauses(condition: DeviceFilter) -> list[list[sa.ColumnElement[bool]]]:
         shared.append(devices.c.state == condition.state.value)
     if condition.text:
         shared.append(devices.c.name.icontains(condition.text, autoescape=True))
+    if condition.outside_rollout is not None:
+        shared.append(
+            ~sa.exists().where(
+                rollout_devices.c.rollout_id == condition.outside_rollout, rollout_devices.c.device_id == devices.c.id
+            )
+        )
+    if condition.open_in_rollout is not None:
+        shared.append(
+            sa.exists().where(
+                executions.c.rollout_id == condition.open_in_rollout,
+                executions.c.device_id == devices.c.id,
+                executions.c.state.in_(sorted(OPEN_STATES)),
+            )
+        )
     check_labels(condition.labels or {})
     for name, value in (condition.labels or {}).items():
         shared.append(devices.c.labels[name].as_string() == value)

@@ -28,6 +28,7 @@ _POLICY_COLUMNS: Final = (
     "silence_limit_s",
     "attempts",
     "count_inferred",
+    "continuous",
     "urgency",
     "forced_at",
     "confirm",

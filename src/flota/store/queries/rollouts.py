@@ -94,6 +94,7 @@ class RolloutQueries(ExecutionQueries):
                 "silence_limit_s": policy.silence_limit_s,
                 "attempts": policy.attempts,
                 "count_inferred": policy.count_inferred,
+                "continuous": policy.continuous,
                 "urgency": policy.urgency.value,
                 "forced_at": policy.forced_at,
                 "confirm": policy.confirm,
@@ -252,6 +253,44 @@ class RolloutQueries(ExecutionQueries):
         await self._set_wave_state(scope, rollout_id, number, WaveState.OPEN, details, now=now)
         return made
 
+    async def join_rollout(
+        self, scope: Scope, rollout_id: int, device_ids: Sequence[int], *, now: datetime
+    ) -> Sequence[Execution]:
+        """Put more devices into the last wave; returns their executions if it is open already.
+
+        Raises `NotFound`, `Conflict` if the rollout is not active, `InvalidInput` for a device of another type.
+        """
+        rollout = await self._rollout_row(scope, rollout_id, for_update=True)
+        if rollout.state != RolloutState.ACTIVE.value:
+            raise Conflict("devices can only join an active rollout", found=rollout.state)
+        release = await self._row(sa.select(releases.c.type_id).where(releases.c.id == rollout.release_id))
+        assert release is not None
+        await self._check_snapshot(scope, [device_ids], release.type_id)
+        last = await self._row(
+            sa.select(rollout_waves)
+            .where(rollout_waves.c.rollout_id == rollout_id)
+            .order_by(rollout_waves.c.number.desc())
+            .limit(1)
+        )
+        assert last is not None
+        await self._connection.execute(
+            sa.insert(rollout_devices),
+            [
+                {"rollout_id": rollout_id, "device_id": device_id, "wave": last.number, "position": position}
+                for position, device_id in enumerate(device_ids, last.size + 1)
+            ],
+        )
+        await self._connection.execute(
+            sa.update(rollout_waves)
+            .where(rollout_waves.c.rollout_id == rollout_id, rollout_waves.c.number == last.number)
+            .values(size=last.size + len(device_ids))
+        )
+        facts = {"wave": last.number, "devices": len(device_ids)}
+        self._audit(scope, "rollout.joined", f"rollout:{rollout_id}", facts, now=now)
+        if last.state != WaveState.OPEN.value:
+            return ()
+        return await self.open_wave(scope, rollout_id, last.number, now=now)
+
     async def _check_snapshot(self, scope: Scope, waves: Sequence[Sequence[int]], type_id: int) -> None:
         device_ids = [device_id for wave in waves for device_id in wave]
         if not waves or not all(waves):
@@ -383,6 +422,7 @@ def policy_of(row: sa.Row[Any]) -> RolloutPolicy:
         silence_limit_s=row.silence_limit_s,
         attempts=row.attempts,
         count_inferred=row.count_inferred,
+        continuous=row.continuous,
         urgency=Urgency(row.urgency),
         forced_at=row.forced_at,
         confirm=row.confirm,
@@ -393,6 +433,8 @@ def policy_of(row: sa.Row[Any]) -> RolloutPolicy:
 def _special_rules(policy: RolloutPolicy) -> dict[str, object]:
     """Return what of a rollout's rules is not the usual, for the audit trail."""
     told: dict[str, object] = {} if policy.urgency is Urgency.FORCED else {"urgency": policy.urgency.value}
+    if policy.continuous:
+        told["continuous"] = True
     if policy.forced_at is not None:
         told["forced_at"] = policy.forced_at.isoformat()
     if policy.confirm is not None:

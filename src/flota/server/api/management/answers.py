@@ -255,6 +255,7 @@ def rollout(entity: Rollout) -> schemas.Rollout:
             silence_limit_s=policy.silence_limit_s,
             attempts=policy.attempts,
             count_inferred=policy.count_inferred,
+            continuous=policy.continuous,
             urgency=str(policy.urgency),
             forced_at=policy.forced_at,
             confirm=policy.confirm,

@@ -183,6 +183,7 @@ class RolloutInput(Input):
     silence_limit_s: int | None = Field(default=None, ge=1, le=365 * DAY_S)
     attempts: int | None = Field(default=None, ge=1, le=100)
     count_inferred: bool | None = None
+    continuous: bool = False
     urgency: Urgency = Urgency.FORCED
     forced_at: AwareDatetime | None = None
     confirm: bool | None = None

@@ -49,6 +49,7 @@ async def create_rollout(wanted: RolloutInput, context: Context, caller: Caller)
             silence_limit_s=wanted.silence_limit_s or defaults.silence_limit_s,
             attempts=wanted.attempts or defaults.attempts,
             count_inferred=defaults.count_inferred if wanted.count_inferred is None else wanted.count_inferred,
+            continuous=wanted.continuous,
             urgency=wanted.urgency,
             forced_at=wanted.forced_at,
             confirm=wanted.confirm,

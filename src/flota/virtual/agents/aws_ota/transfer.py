@@ -132,21 +132,27 @@ class HttpPath:
 
     An answer other than 206 means that the URL has expired or is wrong: `renew` is called, for the job to be asked for
     again with a fresh one. If that does not help it is left to the request timer, and so ends some time.
+    A range has no number, so nothing is asked for while one that came is not taken yet: the C agent would count a
+    second copy as the next block if its timer ran out just then.
     """
 
-    def __init__(self, http: HttpRanges, *, deliver: Callable[[bytes], object], renew: Callable[[], object]) -> None:
+    def __init__(self, http: HttpRanges, *, deliver: Callable[[bytes], bool], renew: Callable[[], object]) -> None:
         self._http = http
         self._deliver = deliver
         self._renew = renew
         self._next = 0
         self._renewed_at: int | None = None
+        self._is_untaken = False
 
     async def begin(self, transfer: Transfer) -> bool:
         """Open the URL."""
+        self._is_untaken = False
         return await self._http.open(transfer.job.file.url)
 
     async def request(self, transfer: Transfer, count: int) -> int:
         """Get the next block; one a request, whatever `count` is."""
+        if self._is_untaken:
+            return 1
         first = self._next * transfer.block_size
         last = transfer.job.file.size - 1 if transfer.remaining == 1 else first + transfer.block_size - 1
         answer = await self._http.get(first, last)
@@ -157,11 +163,12 @@ class HttpPath:
                 self._renewed_at = self._next
                 self._renew()
             return 1
-        self._deliver(answer.body)
+        self._is_untaken = self._deliver(answer.body)
         return 1
 
     def decode(self, payload: bytes, transfer: Transfer) -> tuple[int, bytes]:
         """Return the block: what comes is always the one asked for last."""
+        self._is_untaken = False
         if len(payload) > transfer.block_size:
             raise MalformedMessage(
                 "a range is longer than was asked for", expected=transfer.block_size, found=len(payload)
@@ -173,4 +180,5 @@ class HttpPath:
         """End the transfer; the next one begins at the file's start."""
         self._next = 0
         self._renewed_at = None
+        self._is_untaken = False
         await self._http.close()
