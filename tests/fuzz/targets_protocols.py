@@ -30,7 +30,15 @@ from flota.protocols.ameba_push.anchorota import AnchorotaReceiver
 from flota.protocols.ameba_push.receiver import PushReceiver, parse_file_info
 from flota.protocols.ddi import addresses, attributes, confirmation, deployment, feedback, poll, problem
 from flota.protocols.ddi.reading import MESSAGE_MAX_BYTES
-from flota.protocols.mqtt import client_connection, packets, server_connection, session, topics
+from flota.protocols.mqtt import (
+    bridge_rules,
+    broker_url,
+    client_connection,
+    packets,
+    server_connection,
+    session,
+    topics,
+)
 from flota.trust.canonical_json import parse_strict
 from flota.versions import parse_version, version_order
 from flota.virtual.agents.aws_ota import job_document
@@ -325,6 +333,8 @@ TARGETS: tuple[Target, ...] = (
     target(packets.parse_packet, [bytes([item[0]]) + item[2:] for item in MQTT_PACKETS[:4]], read=mqtt_packet),
     target(packets.PacketReader.feed, MQTT_PACKETS, read=mqtt_stream, longest=READ_SIZE),
     target(server_connection.ServerConnection.receive, MQTT_PACKETS, read=mqtt_both_sides, longest=READ_SIZE),
+    target(bridge_rules.parse_rule, ["out:t/{thing}/=plant/{thing}/t/", "in:news/"]),
+    target(broker_url.parse_broker_url, ["mqtts://flota:p%40ss@broker.example:8883?ca=/etc/ca.pem", "mqtt://[::1]"]),
     target(topics.matches, ["a/+/# a/b/c", "$aws/things/+/jobs/# $aws/things/t/jobs/get"], read=topic_filters),
     target(aws_jobs.parse_jobs_request, [JOBS_UPDATE, "{}"], read=jobs_request),
     target(aws_jobs.parse_jobs_topic, ["$aws/things/pump-1/jobs/$next/get"]),

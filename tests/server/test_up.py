@@ -57,9 +57,7 @@ async def launch(data: Path, *options: str, environment: dict[str, str] | None =
 
 
 @contextlib.asynccontextmanager
-async def up(
-    data: Path, *options: str, ports: Sequence[str] = ANY_PORTS, **more: Any
-) -> AsyncIterator[Up]:
+async def up(data: Path, *options: str, ports: Sequence[str] = ANY_PORTS, **more: Any) -> AsyncIterator[Up]:
     process = await launch(data, *ports, *options, **more)
     assert process.stdout is not None
     line = await process.stdout.readline()

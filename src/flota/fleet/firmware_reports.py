@@ -48,6 +48,7 @@ class Delivery(enum.Enum):
 
     UNTOLD = "the device does not know of it"
     TOLD = "it was sent the address"
+    UNDER_WAY = "it is asking for the file at the moment"
     ASKED = "it asked for the file, and did not get all of it"
     FETCHED = "the file was handed over whole, and has had no time to be installed"
     SETTLED = "the file was handed over whole, and had time to be installed"
@@ -68,12 +69,14 @@ _D, _V = Delivery, Verdict
 REPORTS: Final[Mapping[tuple[bool, Delivery], Verdict]] = {
     (True, _D.UNTOLD): _V.SUCCEED,
     (True, _D.TOLD): _V.SUCCEED,
+    (True, _D.UNDER_WAY): _V.SUCCEED,
     (True, _D.ASKED): _V.SUCCEED,
     (True, _D.FETCHED): _V.SUCCEED,
     (True, _D.SETTLED): _V.SUCCEED,
     (True, _D.USED_UP): _V.SUCCEED,
     (False, _D.UNTOLD): _V.OFFER,
     (False, _D.TOLD): _V.OFFER,
+    (False, _D.UNDER_WAY): _V.WAIT,
     (False, _D.ASKED): _V.OFFER,
     (False, _D.FETCHED): _V.WAIT,
     (False, _D.SETTLED): _V.OFFER,
@@ -89,6 +92,7 @@ class DeliveryRecord:
     told_at: datetime | None = None
     requests: int = 0
     state: str | None = None
+    began_at: datetime | None = None
     delivered_at: datetime | None = None
     previous_version: str = ""
     previous_build: str = ""
@@ -105,18 +109,21 @@ def delivery_record(details: Mapping[str, str]) -> DeliveryRecord:
         told_at=_moment(details.get("told-at")),
         requests=_count(details.get("requests")),
         state=details.get("delivery"),
+        began_at=_moment(details.get("delivery-began-at")),
         delivered_at=_moment(details.get("delivered-at")),
         previous_version=details.get("previous-version", ""),
         previous_build=details.get("previous-build", ""),
     )
 
 
-def delivery_of(record: DeliveryRecord, *, attempts: int, now: datetime) -> Delivery:
-    """Return how far the delivery came."""
+def delivery_of(record: DeliveryRecord, *, attempts: int, since: datetime, now: datetime) -> Delivery:
+    """Return how far the delivery came. What began before `since`, the start of the server process, was cut."""
     if record.told_at is None:
         return Delivery.UNTOLD
     if record.requests == 0:
         return Delivery.TOLD
+    if record.state == UNDER_WAY and record.began_at is not None and record.began_at >= since:
+        return Delivery.UNDER_WAY
     if record.state == HANDED_OVER and record.delivered_at is not None and now - record.delivered_at < APPLY_TIME:
         return Delivery.FETCHED
     if record.requests >= attempts:
@@ -141,11 +148,15 @@ def judge_report(
     conditions: ShipmentConditions,
     attempts: int,
     reported_at: datetime,
+    since: datetime,
     now: datetime,
 ) -> Judgement:
-    """Return what it means that the device, since `reported_at`, runs `running` while `offered` is its execution's."""
+    """Return what it means that the device, since `reported_at`, runs `running` while `offered` is its execution's.
+
+    `attempts` is how often it may ask for the file, `since` when this server process began.
+    """
     record = delivery_record(execution.details)
-    delivery = delivery_of(record, attempts=attempts, now=now)
+    delivery = delivery_of(record, attempts=attempts, since=since, now=now)
     verdict = REPORTS[running.is_same(offered), delivery]
     if verdict is Verdict.SUCCEED:
         already = delivery is Delivery.UNTOLD
@@ -154,6 +165,8 @@ def judge_report(
     if execution.cancel_requested_at is not None:
         if verdict is Verdict.WAIT:
             return Judgement(look_at=_settles_at(record))
+        if record.state == HANDED_OVER and _is_stale(record, reported_at):
+            return Judgement()
         return Judgement(ExecutionChange(ExecutionState.CANCELED, basis=Basis.OPERATOR, message="stopped as asked"))
     if delivery is Delivery.UNTOLD:
         refusal = unmet_condition(running, offered, conditions)
@@ -162,14 +175,18 @@ def judge_report(
             return Judgement(_end(ExecutionState.REJECTED, status, text))
     if verdict is Verdict.WAIT:
         return Judgement(look_at=_settles_at(record))
-    stale = record.delivered_at is not None and record.state == HANDED_OVER and reported_at <= record.delivered_at
-    if stale:
-        return Judgement()  # it said so before it had the file, and nothing since: its silence is what is judged
+    if _is_stale(record, reported_at):
+        return Judgement()  # it said so before it was told, or had the file: only what it says afterwards is judged
     if verdict is Verdict.LIMIT:
         times = "once" if record.requests == 1 else f"{record.requests} times"
         text = f"asked for the file {times} and still reports {running.version or 'no version'}"
         return Judgement(_end(ExecutionState.FAILED, DeviceStatus.LIMIT_REACHED, text))
     return Judgement(offer=True)
+
+
+def _is_stale(record: DeliveryRecord, reported_at: datetime) -> bool:
+    moments = [moment for moment in (record.told_at, record.delivered_at) if moment is not None]
+    return bool(moments) and reported_at <= max(moments)
 
 
 def unmet_condition(
@@ -251,7 +268,8 @@ def _end(state: ExecutionState, status: DeviceStatus | None, text: str) -> Execu
 
 
 def _settles_at(record: DeliveryRecord) -> datetime | None:
-    return None if record.delivered_at is None else record.delivered_at + APPLY_TIME
+    handed_over = record.state == HANDED_OVER and record.delivered_at is not None
+    return record.delivered_at + APPLY_TIME if handed_over and record.delivered_at else None
 
 
 def _count(text: str | None) -> int:

@@ -31,6 +31,7 @@ from flota.fleet.job_executions import JobExecution
 from flota.fleet.releases import Artifact, FileSignature, Release, ReleaseSbom, ReleaseSignature, ReleaseState
 from flota.fleet.rollouts import Rollout, RolloutPolicy, RolloutState, WaveState
 from flota.fleet.scope import Role, Scope, Tenant
+from flota.fleet.shipments import ShipmentRecord
 from flota.fleet.things import (
     CertificateHolder,
     CertificatePurpose,
@@ -92,6 +93,14 @@ class KnownDevice:
 
     device: Device
     credentials: DeviceCredentials
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHolder:
+    """A device that was found by its token alone, and whose it is."""
+
+    tenant_id: int
+    known: KnownDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +293,7 @@ class Transaction(Protocol):
     async def device_token_sha256(self, scope: Scope, name: str) -> str | None: ...
     async def known_devices(self, scope: Scope, names: Sequence[str]) -> Mapping[str, KnownDevice]: ...
     async def device_credentials(self, scope: Scope, name: str) -> DeviceCredentials: ...
+    async def token_holders(self, token_sha256: str) -> Sequence[TokenHolder]: ...
     async def list_devices(
         self, scope: Scope, condition: DeviceFilter, *, after_id: int = 0, limit: int = 1000
     ) -> Sequence[Device]: ...
@@ -416,6 +426,11 @@ class Transaction(Protocol):
         self, scope: Scope, execution_id: int, expected_version: int, expires_at: datetime | None
     ) -> None: ...
     async def execution_events(self, scope: Scope, execution_id: int) -> Sequence[ExecutionEvent]: ...
+
+    # shipments
+    async def add_shipment(self, scope: Scope, new: ShipmentRecord) -> None: ...
+    async def shipment_records(self, scope: Scope, rollout_ids: Sequence[int]) -> Mapping[int, ShipmentRecord]: ...
+    async def delete_shipment(self, scope: Scope, rollout_id: int, *, now: datetime) -> None: ...
 
     # audit
     async def append_audit(

@@ -1,7 +1,8 @@
 """A network co-processor for a primary MCU: this machine, a serial line on one side, the server on the other.
 
 The protocol machine (`flota.protocols.blynk.ncp`) decides what is said on the line; this module asks the server,
-fetches and verifies, keeps the job on the disk before each step, and reports. Source: docs/reference/blynk.md, "flota ncp run".
+fetches and verifies, keeps the job on the disk before each step, and reports.
+Source: docs/reference/blynk.md, "flota ncp run".
 """
 
 from __future__ import annotations

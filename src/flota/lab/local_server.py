@@ -39,9 +39,7 @@ class LocalServer:
     Ports stay the same over a restart, so that devices find the server again. `options` are more flags of `flota up`.
     """
 
-    def __init__(
-        self, data: Path, *, options: Sequence[str] = (), https: bool = True, mqtt: bool = True
-    ) -> None:
+    def __init__(self, data: Path, *, options: Sequence[str] = (), https: bool = True, mqtt: bool = True) -> None:
         self.data = data
         self.log_path = data.parent / f"{data.name}.log"
         self._options = list(options)

@@ -30,6 +30,7 @@ from flota.store.queries.certificates import CertificateQueries
 from flota.store.queries.gateway_tokens import GatewayTokenQueries
 from flota.store.queries.jobs import JobQueries
 from flota.store.queries.releases import ReleaseQueries
+from flota.store.queries.shipments import ShipmentQueries
 from flota.store.queries.tenants import TenantQueries
 from flota.store.schema import bring_to_head
 
@@ -42,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class DatabaseTransaction(
-    TenantQueries, GatewayTokenQueries, CertificateQueries, ReleaseQueries, JobQueries, AuditQueries
+    TenantQueries, GatewayTokenQueries, CertificateQueries, ReleaseQueries, JobQueries, ShipmentQueries, AuditQueries
 ):
     """All queries on one connection; see the modules of `flota.store.queries`."""
 

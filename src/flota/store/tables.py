@@ -161,6 +161,15 @@ for _column in (devices.c.name, devices.c.mac):
         postgresql_where=devices.c.removed_at.is_(None),
     )
 
+for _column in (devices.c.token_sha256, devices.c.previous_token_sha256):
+    # A Blynk device says nothing but its token.
+    sa.Index(
+        f"ix_devices_{_column.name}",
+        _column,
+        sqlite_where=_column.is_not(None),
+        postgresql_where=_column.is_not(None),
+    )
+
 gateway_tokens: Final = sa.Table(
     "gateway_tokens",
     metadata,
@@ -371,6 +380,20 @@ rollout_devices: Final = sa.Table(
     sa.Column("device_id", sa.ForeignKey("devices.id"), primary_key=True),
     sa.Column("wave", sa.Integer, nullable=False),
     sa.Column("position", sa.Integer, nullable=False),
+)
+
+shipments: Final = sa.Table(
+    "shipments",
+    metadata,
+    # A rollout that was made as a shipment of Blynk's console: what it has besides.
+    sa.Column("rollout_id", sa.ForeignKey("rollouts.id"), primary_key=True),
+    sa.Column("compare_field", sa.String(32), nullable=False),
+    sa.Column("skip_type_check", sa.Boolean, nullable=False),
+    sa.Column("attempts", sa.Integer),
+    sa.Column("started_by", sa.Text, nullable=False),
+    sa.Column("file_name", sa.Text, nullable=False),
+    # Deleted there; the rollout stays, as history.
+    sa.Column("deleted_at", UtcTime),
 )
 
 executions: Final = sa.Table(

@@ -94,6 +94,14 @@ class SelfTestingAgent(Agent, Protocol):
         """Whether it does."""
 
 
+@runtime_checkable
+class LoadingAgent(Agent, Protocol):
+    """An agent of a device whose boot loader talks to a peer before there is an app."""
+
+    async def load(self, context: AppContext) -> None:
+        """Live as the boot loader; ends only by `Restart`."""
+
+
 class VirtualDevice:
     """One device. `run` boots it again and again until `stop` is set or the task is cancelled (a power cut)."""
 
@@ -191,6 +199,11 @@ class VirtualDevice:
 
         It waits for nothing but the pace and what the agent waits for: the same code runs in a fleet and in a sweep.
         """
+        if report.app is None and report.slots is not None and isinstance(self._agent, LoadingAgent):
+            await self._agent.load(
+                AppContext(self.identity, report.slots, self.nvs, self._pace, self._rng, reason, self._emit)
+            )
+            return
         if report.app is None or report.slots is None:
             await self._pace.wait_for_ever()  # a reset loop without effect: only a programmer or the plug can help
             return
@@ -261,7 +274,8 @@ class VirtualDevice:
         for text in report.refused:
             self._tell(EventKind.REFUSED_IMAGE, f"boot loader refuses {text}")
         if report.app is None:
-            self._tell(EventKind.NOTHING_BOOTS, "nothing boots")
+            if report.slots is None or not isinstance(self._agent, LoadingAgent):
+                self._tell(EventKind.NOTHING_BOOTS, "nothing boots")
             return
         app = report.app
         state = "to be confirmed" if app.awaits_confirmation else "confirmed"

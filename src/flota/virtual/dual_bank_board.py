@@ -201,9 +201,7 @@ class DualBankSlots:
     def try_image(self, writer: StreamWriter) -> None:
         """Put the image that was written on trial."""
         digest = sha256_of(writer.content())
-        record = self.hardware.record.trying(
-            self.next_slot(), writer.size, digest, boots=self.hardware.trial_boots
-        )
+        record = self.hardware.record.trying(self.next_slot(), writer.size, digest, boots=self.hardware.trial_boots)
         self.hardware.write_record(record)
 
     async def begin(self, slot: str, size: int) -> SlotWriter:

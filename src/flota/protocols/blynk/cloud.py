@@ -36,9 +36,7 @@ HEADER_VERSION: Final = "x-fw-ver"
 HEADER_BUILD: Final = "x-fw-build"
 
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_BUILD_TIME: Final = re.compile(
-    rf"({'|'.join(_MONTHS)}) ([ 0-3]?\d) (\d{{4}}) (\d\d):(\d\d):(\d\d)\Z", flags=re.ASCII
-)
+_BUILD_TIME: Final = re.compile(rf"({'|'.join(_MONTHS)}) ([ 0-3]?\d) (\d{{4}}) (\d\d):(\d\d):(\d\d)\Z", flags=re.ASCII)
 
 BuildTime = tuple[int, int, int, int, int, int]
 """Year, month, day, hour, minute, second; without a zone."""

@@ -46,6 +46,4 @@ def parse_broker_url(text: str) -> BrokerUrl:
         )
     user = None if parts.username is None else unquote(parts.username)
     password = None if parts.password is None else unquote(parts.password)
-    return BrokerUrl(
-        parts.scheme, parts.hostname, port or _PORTS[parts.scheme], user, password, ca or None
-    )
+    return BrokerUrl(parts.scheme, parts.hostname, port or _PORTS[parts.scheme], user, password, ca or None)

@@ -15,7 +15,7 @@ from flota.fleet.devices import AutoConfirmation, Device, DeviceState, IdentityC
 from flota.fleet.executions import OPEN_STATES, ExecutionChange, ExecutionState
 from flota.fleet.scope import Scope
 from flota.fleet.selectors import check_labels
-from flota.fleet.storage import DeviceCredentials, DeviceFilter, DeviceSighting, KnownDevice, NewDevice
+from flota.fleet.storage import DeviceCredentials, DeviceFilter, DeviceSighting, KnownDevice, NewDevice, TokenHolder
 from flota.store.change_notes import concerning
 from flota.store.failures import is_unique_violation
 from flota.store.queries.base import in_batches
@@ -160,13 +160,16 @@ class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
     async def known_devices(self, scope: Scope, names: Sequence[str]) -> Mapping[str, KnownDevice]:
         """Return the devices of these names and what they may show; those that do not exist are left out."""
         rows = (await self._connection.execute(_KNOWN, {"tenant_id": scope.tenant_id, "names": names})).all()
-        return {
-            row.name: KnownDevice(
-                _device(row),
-                DeviceCredentials(row.token_sha256, row.previous_token_sha256, row.previous_token_until),
-            )
-            for row in rows
-        }
+        return {row.name: _known_device(row) for row in rows}
+
+    async def token_holders(self, token_sha256: str) -> Sequence[TokenHolder]:
+        """Return whose present or previous token has this hex SHA-256, of whichever tenants; normally one, or none.
+
+        What a previous token is still good for is the caller's to judge. More than two are not told apart from two.
+        """
+        held = sa.or_(devices.c.token_sha256 == token_sha256, devices.c.previous_token_sha256 == token_sha256)
+        rows = await self._rows(_SELECT_DEVICE.where(held, devices.c.removed_at.is_(None)).limit(2))
+        return tuple(TokenHolder(row.tenant_id, _known_device(row)) for row in rows)
 
     async def list_devices(
         self, scope: Scope, condition: DeviceFilter, *, after_id: int = 0, limit: int = 1000
@@ -415,6 +418,11 @@ def _clauses(condition: DeviceFilter) -> list[list[sa.ColumnElement[bool]]]:
     if condition.names is None:
         return [shared]
     return [[*shared, devices.c.name.in_(batch)] for batch in in_batches(sorted(set(condition.names)))]
+
+
+def _known_device(row: sa.Row[Any]) -> KnownDevice:
+    shown = DeviceCredentials(row.token_sha256, row.previous_token_sha256, row.previous_token_until)
+    return KnownDevice(_device(row), shown)
 
 
 def _device(row: sa.Row[Any]) -> Device:

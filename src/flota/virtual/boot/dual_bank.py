@@ -1,4 +1,4 @@
-"""The boot choice of an MCU with two banks: a new image has three boots to confirm itself, then the old one is back. Pure.
+"""The boot choice of an MCU with two banks: a new image has three boots to confirm itself, or is given up. Pure.
 
     offset  size
     0       4      magic "FLDB"
@@ -57,7 +57,7 @@ class BankEntry:
 
 @dataclass(frozen=True, slots=True)
 class DualBankRecord:
-    """`boot` is the bank to start; banks without an entry hold nothing bootable. `boots_left` is of an image on trial."""
+    """`boot` is the bank to start; banks without an entry hold nothing bootable. `boots_left` is of a trial."""
 
     boot: str = BANKS[0]
     banks: Mapping[str, BankEntry] = field(default_factory=dict)

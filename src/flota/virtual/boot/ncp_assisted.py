@@ -70,7 +70,7 @@ class WantedImage:
 
 @dataclass(frozen=True, slots=True)
 class FetchRecord:
-    """What outlives the power. `fw_type` is that of the firmware of this device; `baud` where the NCP was last heard."""
+    """What outlives the power. `fw_type` is that of this device's firmware; `baud` where the NCP was last heard."""
 
     state: FetchState = FetchState.DONE
     app: AppEntry | None = None

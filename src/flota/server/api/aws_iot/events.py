@@ -151,7 +151,7 @@ def _job_event(rollout: Rollout, state: str, entry: AuditEntry) -> tuple[str, di
         "operation": event,
         "jobId": job_id,
         "status": status,
-        "targetSelection": "SNAPSHOT",
+        "targetSelection": "CONTINUOUS" if rollout.policy.continuous else "SNAPSHOT",
         "description": rollout.name,
         "completedAt": int(entry.at.timestamp()),
         "createdAt": int(rollout.created_at.timestamp()),
