@@ -18,7 +18,7 @@ from flota.fleet.shipments import STATUS_DETAIL, CompareField, DeviceStatus, Shi
 from flota.versions import version_order
 
 APPLY_TIME: Final = timedelta(minutes=10)
-"""How long after a whole delivery the old firmware may still be reported: the primary MCU is being flashed meanwhile."""
+"""How long after a whole delivery the old firmware may still be reported: meanwhile the primary MCU is flashed."""
 
 BuildMoment = tuple[int, ...]
 

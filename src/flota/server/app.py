@@ -44,6 +44,7 @@ def build_app(context: ServerContext) -> ASGIApp:
     from flota.server.api import ddi, events, health, http_update
     from flota.server.api.artifacts import ARTIFACTS_PREFIX, ArtifactApi
     from flota.server.api.aws_iot.files import AwsIotFiles
+    from flota.server.api.blynk.files import BlynkFiles
     from flota.server.api.management import build_management_api
     from flota.server.api.viam import ViamApi
 
@@ -60,6 +61,7 @@ def build_app(context: ServerContext) -> ASGIApp:
     artifacts = ArtifactApi(context)
     viam = ViamApi(context)
     aws_iot_files = AwsIotFiles(context)
+    blynk_files = BlynkFiles(context)
 
     async def choose(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" else ""
@@ -69,6 +71,8 @@ def build_app(context: ServerContext) -> ASGIApp:
             await viam(scope, receive, send)
         elif aws_iot_files.serves(path):
             await aws_iot_files(scope, receive, send)
+        elif blynk_files.serves(path):
+            await blynk_files(scope, receive, send)
         elif path and polls.serves(scope):
             await polls(scope, receive, send)
         else:

@@ -19,18 +19,21 @@ if TYPE_CHECKING:
 
 
 class MqttService:
-    """One endpoint, its listeners, the AWS IoT dialect on it, the bridge, and its counters.
+    """One endpoint, its listeners, the dialects on it (AWS IoT, Blynk), the bridge, and its counters.
 
     Started after the database is open, stopped before it closes. Without a listener it does nothing.
     """
 
     def __init__(self, context: ServerContext, tls_files: Callable[[], TlsFiles]) -> None:
         from flota.server.api.aws_iot import build_aws_iot
+        from flota.server.api.blynk import BlynkDialect
+        from flota.server.mqtt_dialects import MqttDialects
 
         settings = context.settings
         self._aws_iot = build_aws_iot(context)
+        self._dialects = MqttDialects(self._aws_iot, BlynkDialect(context))
         limits = replace(MqttServerLimits(), connections=allow_descriptors())
-        self.endpoint = MqttEndpoint(self._aws_iot, limits)
+        self.endpoint = MqttEndpoint(self._dialects, limits)
         self.listeners: list[MqttListener] = []
         if settings.mqtt is not None:
             self.listeners.append(MqttListener(self.endpoint, settings.mqtt))
@@ -59,9 +62,9 @@ class MqttService:
     async def run(self, stop: asyncio.Event) -> None:
         """Do the dialect's background work until `stop` is set."""
         if self._bridge is None:
-            await self._aws_iot.run(stop)
+            await self._dialects.run(stop)
         else:
-            await asyncio.gather(self._aws_iot.run(stop), self._bridge.run(stop))
+            await asyncio.gather(self._dialects.run(stop), self._bridge.run(stop))
 
     async def stop(self, grace_s: float) -> bool:
         """Close every connection, what is being answered first; returns whether `grace_s` seconds were enough."""

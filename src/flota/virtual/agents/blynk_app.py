@@ -296,6 +296,7 @@ class McuApp(McuFirmware):
         self._after(LOOK_EVERY_S, now, self._watch_moment)
         if self._conditions.is_busy and not self._suspended:
             self._suspended = True
+            self._after(SUSPEND_S - 2 * LOOK_EVERY_S, now, self._suspend_again)
             self._tell(EventKind.OFFER, "the stream waits: the device is busy")
             self._take(self.mcu.suspend(SUSPEND_S, now=now), now)
         elif self._suspended and not self._conditions.is_busy:
