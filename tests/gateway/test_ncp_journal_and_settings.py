@@ -73,7 +73,7 @@ def test_settings_that_cannot_work_are_refused(change: dict[str, object]) -> Non
 
 
 def test_an_mcu_without_a_way_back_is_believed_at_once() -> None:
-    assert SETTINGS.checked().update_settings().settle_s == 60.0
+    assert SETTINGS.checked().update_settings().settle_s == 90.0
     single = replace(SETTINGS, board="dual-mcu-ncp").checked().update_settings()
     assert (single.settle_s, single.left_to_boot_loader) == (0.0, True)
     assert replace(SETTINGS, settle_s=3.0).update_settings().settle_s == 3.0

@@ -9,8 +9,9 @@ import pytest
 
 from flota.lab.simulated_mcu import texts
 from flota.protocols.blynk.catalogue import PrefetchStatus
+from flota.protocols.blynk.frames import FrameReader
 from flota.protocols.blynk.messages import Invoke, Result, Status, parse_message
-from flota.protocols.blynk.ncp_job import Outcome
+from flota.protocols.blynk.ncp_job import SETTLE_S, Outcome
 from flota.protocols.blynk.ncp_states import UpdateState
 from flota.virtual.agents.blynk_app import SUSPEND_S
 from flota.virtual.agents.blynk_firmware import Conditions, McuBuild
@@ -149,7 +150,7 @@ def test_r3_a_boot_loader_does_not_start_an_image_that_is_wrong_and_asks_until_i
 
 @pytest.mark.parametrize("behaviour", ["never-confirm", "crash", "lose-network", "fail-self-test"])
 def test_r4_an_image_that_does_not_confirm_itself_is_rolled_back(behaviour: str) -> None:
-    bench = up(AB, settle_s=60.0)
+    bench = up(AB, settle_s=SETTLE_S)
     bench.offer(image("2.0.0", behaviour))
     assert bench.outcome() is Outcome.ROLLED_BACK
     bench.settle()
@@ -354,7 +355,7 @@ def test_r11_a_stale_answer_never_acknowledges_another_chunk(board: str) -> None
     bench.offer(NEW)
     bench.until_written(4_000)
     before = bench.stored
-    stale = bytes.fromhex("aa12a5020001f9bb")  # true for number 2, which was another call
+    stale = bytes.fromhex("aa12a502000001f9bb")  # true for number 2, which was another call
     bench.run(0.5, lambda: bench.stored > before)
     bench.mcu_end.wire.send(stale, now=bench.now)
     assert bench.outcome() is Outcome.SUCCEEDED
@@ -449,7 +450,8 @@ _SHORT = bytes.fromhex("aabc6742040d0000000090bb".replace("0d00000000", "0d00000
 
 
 def status_of(frame: bytes) -> int:
-    message = parse_message(frame[1:-2])
+    (payload,) = FrameReader().feed(frame)
+    message = parse_message(payload)
     assert not isinstance(message, Invoke)
     assert isinstance(message, Result)
     return int(message.status)

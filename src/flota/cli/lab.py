@@ -141,6 +141,15 @@ def run(
         Path | None,
         typer.Option("--boot-key", metavar="FILE", help="m2354: public key that its boot loader is built with (PEM)."),
     ] = None,
+    serial: Annotated[
+        Path | None,
+        typer.Option(
+            "--serial", metavar="PATH", help="dual-mcu: line to its NCP; a pseudo-terminal is made if none is there."
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="dual-mcu: like the vendor's reference firmware, weaknesses included.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Run a virtual device until Ctrl-C. Killing the process is a power cut; start it again and it boots.
@@ -155,6 +164,8 @@ def run(
         flota lab run m487 --name pump-1 --state ./pump-1 --credentials ./pump-1-credentials --boot-build plain
 
         flota lab run aws-reference --name meter-1 --state ./meter-1 --credentials ./meter-1-credentials --speed 20
+
+        flota lab run dual-mcu-ab --name pump-1 --state ./pump-1 --serial ./pump-1.uart
 
         echo 'ATWO=127.0.0.1[8082]' | flota lab run amebad --dialect update-ota-local --state ./lamp-2
     """
@@ -179,7 +190,7 @@ def run(
         cacert=cacert,
         signers=_read_trust(trust),
         poll_interval_s=poll_interval,
-        firmware=_factory_firmware(board, firmware, state),
+        firmware=_factory_firmware(board, firmware, state, type_),
         firmware_version="1.0.0" if firmware is None else None,
         table=_read_partitions(board, partitions),
         build=None if build is None else _choice(BootBuild, build, "--boot-build"),
@@ -196,6 +207,7 @@ def run(
         announce=announce,
         aws=_aws_options(mqtt, credentials, code_certificate, data_path, block_size),
         boot_keys=_boot_keys(board, boot_key, state),
+        mcu=_mcu_options(serial, strict, speed),
     )
     _run(spec, as_json=as_json)
 
@@ -403,6 +415,19 @@ def _aws_options(
     )
 
 
+def _mcu_options(serial: Path | None, strict: bool, speed: float) -> Any:
+    """Return the line and the build of a primary MCU, None without a line."""
+    from flota.errors import InvalidInput
+    from flota.lab.mcu_agents import McuOptions
+    from flota.virtual.agents.blynk_firmware import McuBuild
+
+    if serial is None:
+        if strict:
+            raise InvalidInput("--strict is for devices with an NCP", hint="Give the line with --serial PATH.")
+        return None
+    return McuOptions(serial.absolute(), McuBuild(is_strict=strict, speed=speed))
+
+
 def _espota_settings(listen: str | None, password: str | None) -> Any:
     from flota.cli.push import parse_target
     from flota.virtual.agents.espota import EspotaSettings
@@ -469,8 +494,9 @@ def _read_partitions(board: str, path: Path | None) -> PartitionTable | None:
     return read_partitions(path, declared.flash_size or None, declared.bootloader_offset)
 
 
-def _factory_firmware(board: str, path: Path | None, state: Path) -> bytes | None:
+def _factory_firmware(board: str, path: Path | None, state: Path, type_name: str | None = None) -> bytes | None:
     from flota.boards.catalogue import board as board_named
+    from flota.boards.fit_blynk import firmware_type_of
     from flota.boards.model import BOOT_AB_RECORD, BOOT_MCUBOOT_OVERWRITE, BOOT_NUVOTON_CLONER, Route
     from flota.lab.nuvoton_programmer import own_boot_key
     from flota.lab.sample_firmware import (
@@ -481,6 +507,7 @@ def _factory_firmware(board: str, path: Path | None, state: Path) -> bytes | Non
         sample_m2354,
         sample_versioned_file,
     )
+    from flota.lab.sample_mcu import SAMPLE_FW_TYPE, sample_mcu
 
     if path is not None:
         return _read(path)
@@ -493,6 +520,9 @@ def _factory_firmware(board: str, path: Path | None, state: Path) -> bytes | Non
         return sample_ameba("1.0.0")
     if declared.boot == BOOT_AB_RECORD:
         return sample_versioned_file("1.0.0")
+    if Route.BLYNK_NCP in declared.routes:
+        fw_type = firmware_type_of(type_name or "") or SAMPLE_FW_TYPE
+        return sample_mcu("1.0.0", fw_type=fw_type)
     if declared.boot == BOOT_NUVOTON_CLONER:
         return sample_m487("1.0.0")
     if declared.boot == BOOT_MCUBOOT_OVERWRITE:

@@ -49,7 +49,7 @@ def run(
     poll_s: Annotated[float | None, typer.Option("--poll-s", min=0.1, help="Seconds between polls.")] = None,
     settle_s: Annotated[
         float | None,
-        typer.Option("--settle-s", min=0.0, help="How long a new version has to stay. [60 with two banks, else 0]"),
+        typer.Option("--settle-s", min=0.0, help="How long a new version has to stay. [90 with two banks, else 0]"),
     ] = None,
     start_wait_s: Annotated[
         float, typer.Option("--start-wait-s", min=1.0, help="How long the MCU may take to start an update.")

@@ -11,7 +11,7 @@ from flota.cli.connection import AsJson, CaCert, Server, Token, check_option, co
 from flota.cli.output import echo, echo_json, print_table
 
 if TYPE_CHECKING:
-    from flota.client.schemas import Rollout
+    from flota.client.schemas import Rollout, Shipment
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Rollouts: create, watch, pause, cancel.")
 
@@ -138,13 +138,26 @@ def list_rollouts(
 
 @app.command("show")
 def show(
-    rollout: Reference, as_json: AsJson = False, server: Server = None, token: Token = None, cacert: CaCert = None
+    rollout: Reference,
+    shown_as: Annotated[
+        Literal["rollout", "shipment"],
+        typer.Option("--as", help="shipment: with the statuses and counters of Blynk's console."),
+    ] = "rollout",
+    as_json: AsJson = False,
+    server: Server = None,
+    token: Token = None,
+    cacert: CaCert = None,
 ) -> None:
     """Show a rollout: its waves, and how each device fares.
 
     flota rollout show pump-2.0
+
+    flota rollout show pump-2.0 --as shipment
     """
     with connect(server, token, cacert) as client:
+        if shown_as == "shipment":
+            _show_shipment(client.shipment(rollout), as_json)
+            return
         found = client.rollout(rollout)
         executions = client.executions(found.id)
     if as_json:
@@ -220,6 +233,31 @@ def cancel(
     """
     with connect(server, token, cacert) as client:
         _show(client.cancel(rollout, reason=reason), as_json)
+
+
+def _show_shipment(one: Shipment, as_json: bool) -> None:
+    if as_json:
+        echo_json(one.as_dict())
+        return
+    echo(f"shipment   {one.title} ({one.id}), {one.type} {one.version}: {one.status}, {len(one.devices)} devices")
+    checks = "any firmware type" if one.skip_type_check else "same firmware type"
+    echo(f"conditions {one.compare_field}, {checks}, {one.attempts_limit} attempts, at any time")
+    counted = ", ".join(f"{count} {name}" for name, count in one.progress.items() if count)
+    echo(f"progress   {counted or 'nothing yet'}")
+    if one.devices:
+        print_table(
+            ["device", "status", "execution", "changed", "reason"],
+            [
+                (
+                    device.device,
+                    device.status,
+                    device.execution or "-",
+                    device.changed_at.isoformat(" ", "seconds") if device.changed_at else "-",
+                    device.reason or "-",
+                )
+                for device in one.devices
+            ],
+        )
 
 
 def _show(one: Rollout, as_json: bool) -> None:

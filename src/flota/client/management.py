@@ -33,6 +33,7 @@ from flota.client.schemas import (
     ReleasePage,
     Rollout,
     RolloutPage,
+    Shipment,
     ViamLinks,
     WhoAmI,
 )
@@ -414,6 +415,10 @@ class ManagementClient(ThingCalls, WireClient):
     def executions(self, rollout: int | str) -> list[Execution]:
         """Return the executions of a rollout, those of opened waves only."""
         return self._ask("GET", f"/rollouts/{segment(str(rollout))}/executions", ExecutionPage).items
+
+    def shipment(self, rollout: int | str) -> Shipment:
+        """Return a rollout as Blynk's console shows it; raises `NotFound`."""
+        return self._ask("GET", f"/rollouts/{segment(str(rollout))}/shipment", Shipment)
 
     def device_executions(self, device: str) -> list[Execution]:
         """Return a device's executions, oldest first."""

@@ -393,6 +393,34 @@ class ExecutionPage(Answer, frozen=True, kw_only=True):
     items: list[Execution]
 
 
+class ShippedDevice(Answer, frozen=True, kw_only=True):
+    """A device of a shipment; `execution` is null until its wave is open."""
+
+    device: str
+    status: str
+    execution: int | None
+    changed_at: datetime | None
+    reason: str = ""
+
+
+class Shipment(Answer, frozen=True, kw_only=True):
+    """A rollout as Blynk's console shows it (docs/reference/blynk.md). `status` is RUN, PAUSE, FINISH or CANCEL."""
+
+    id: int
+    title: str
+    type: str
+    version: str
+    status: str
+    compare_field: str
+    skip_type_check: bool
+    attempts_limit: int
+    started_by: str
+    started_at: datetime
+    finished_at: datetime | None
+    progress: dict[str, int]
+    devices: list[ShippedDevice]
+
+
 class ExecutionEventPage(Answer, frozen=True, kw_only=True):
     """The history of an execution, oldest first."""
 

@@ -23,10 +23,12 @@ from flota.images.esp_partitions import PartitionTable
 from flota.lab.ameba_agents import AmebaQuirk, ameba_agent, set_straps
 from flota.lab.announcing import announce_esp
 from flota.lab.aws_agents import AwsOptions, aws_agent
+from flota.lab.mcu_agents import McuOptions, is_primary_mcu, line_of, mcu_agent
 from flota.lab.nuvoton_agents import code_certificate_of, is_nuvoton, nuvoton_agent
 from flota.lab.nuvoton_programmer import provision
 from flota.lab.programmer import prepare_blank
 from flota.lab.state_directory import StateDirectory
+from flota.lab.uart_ends import PseudoTerminal
 from flota.protocols.ddi import DEFAULT_TENANT, DdiAddresses
 from flota.protocols.viam import POLL_PERIOD_S
 from flota.transports.ddi_link import DdiLink
@@ -61,6 +63,8 @@ class Dialect(enum.StrEnum):
     VIAM = "viam"
     AMEBA_PUSH = "ameba-push"
     AWS_IOT = "aws-iot"
+    BLYNK_NCP = "blynk-ncp"
+    """A primary MCU: its NCP asks for it."""
     ESPOTA = "espota"
     """Both wait to be pushed to, and ask nobody."""
     ANCHOROTA = "anchorota"
@@ -110,6 +114,8 @@ class DeviceSpec:
     espota: EspotaSettings | None = None
     aws: AwsOptions | None = None
     """How a device that speaks AWS IoT reaches its MQTT server; None: it has no network."""
+    mcu: McuOptions | None = None
+    """The line and the build of a primary MCU; None: nothing is at the end of its line."""
     boot_keys: tuple[ImagePublicKey, ...] = ()
     """What the boot loader of a blank M2354 is built with."""
     trigger: tuple[str, int] | None = None
@@ -129,7 +135,7 @@ PUSHED_TO: Final = frozenset({Dialect.AMEBA_PUSH, Dialect.ANCHOROTA, Dialect.ESP
 AMEBA_DIALECTS: Final = frozenset(
     {Dialect.AMEBA_PUSH, Dialect.ANCHOROTA, Dialect.HTTP_UPDATE_OTA, Dialect.OTA_HTTP, Dialect.UPDATE_OTA_LOCAL}
 )
-ASK_NOBODY: Final = PUSHED_TO | {Dialect.UPDATE_OTA_LOCAL}
+ASK_NOBODY: Final = PUSHED_TO | {Dialect.UPDATE_OTA_LOCAL, Dialect.BLYNK_NCP}
 """Dialects of devices that know no server."""
 
 
@@ -140,6 +146,8 @@ def default_dialect(board: str) -> Dialect:
         return Dialect.AMEBA_PUSH
     if Route.AWS_IOT in declared.routes:
         return Dialect.AWS_IOT
+    if Route.BLYNK_NCP in declared.routes:
+        return Dialect.BLYNK_NCP
     return Dialect.HTTP_UPDATE if declared.chip is not None else Dialect.DDI
 
 
@@ -160,11 +168,14 @@ class RunningDevice:
     device: VirtualDevice
     directory: StateDirectory
     client: httpx.AsyncClient | None
+    terminal: PseudoTerminal | None = None
 
     async def close(self) -> None:
         """Close connections and files, and let go of the state directory."""
         if self.client is not None:
             await self.client.aclose()
+        if self.terminal is not None:
+            self.terminal.close()
         self.device.hardware.close()
         self.directory.unlock()
 
@@ -186,14 +197,15 @@ def open_device(spec: DeviceSpec, listener: Listener) -> RunningDevice:
             provision(machine, record.name, code_certificate_of(spec.aws), spec.boot_keys)
         if isinstance(machine, AmebaHardware):
             set_straps(machine, spec.quirks)
-        agent, client = _agent(replace(spec, name=record.name, board=record.board), dialect)
+        terminal = None if spec.mcu is None else line_of(spec.mcu)
+        agent, client = _agent(replace(spec, name=record.name, board=record.board), dialect, terminal)
     except BaseException:
         directory.unlock()
         raise
     identity = Identity(record.name, record.board, record.mac, spec.device_type or record.board)
     rng = random.Random(spec.seed)  # noqa: S311 - jitter of waits, nothing secret
     device = VirtualDevice(identity, machine, nvs, agent, pace=pace, rng=rng, listener=listener)
-    return RunningDevice(device, directory, client)
+    return RunningDevice(device, directory, client, terminal)
 
 
 async def run_fleet(
@@ -271,7 +283,13 @@ def _checked_dialect(spec: DeviceSpec) -> Dialect:
         raise InvalidInput(
             f"a device that speaks {dialect.value} needs no MQTT server", hint="Leave out --mqtt and --credentials."
         )
-    if board.chip is None and dialect is not Dialect.DDI:
+    if (dialect is Dialect.BLYNK_NCP) != is_primary_mcu(board):
+        raise InvalidInput(
+            f"{board.name} does not speak {dialect.value}", hint="flota lab boards shows what it speaks."
+        )
+    if spec.mcu is not None and dialect is not Dialect.BLYNK_NCP:
+        raise InvalidInput(f"{board.name} has no serial line to an NCP", hint="Leave out --serial.")
+    if board.chip is None and dialect not in (Dialect.DDI, Dialect.BLYNK_NCP):
         raise InvalidInput(f"{board.name} speaks DDI only", expected=Dialect.DDI.value, found=dialect.value)
     if spec.signers is not None and dialect is not Dialect.DDI:
         raise InvalidInput(
@@ -297,13 +315,17 @@ def _checked_aws(spec: DeviceSpec) -> Dialect:
     return Dialect.AWS_IOT
 
 
-def _agent(spec: DeviceSpec, dialect: Dialect) -> tuple[Agent | None, httpx.AsyncClient | None]:
+def _agent(
+    spec: DeviceSpec, dialect: Dialect, terminal: PseudoTerminal | None
+) -> tuple[Agent | None, httpx.AsyncClient | None]:
     if spec.viam_config is not None:
         return _micro_rdk(spec, spec.viam_config)
     if dialect in AMEBA_DIALECTS:
         return ameba_agent(spec, dialect.value), None
     if dialect is Dialect.ESPOTA:
         return _arduino_ota(spec), None
+    if spec.mcu is not None:
+        return mcu_agent(spec.mcu, terminal, spec.state), None
     if spec.aws is not None and is_nuvoton(board_named(spec.board)):
         return nuvoton_agent(board_named(spec.board), spec.name, spec.token, spec.cacert, spec.aws), None
     if spec.aws is not None:

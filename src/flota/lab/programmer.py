@@ -15,11 +15,13 @@ from flota.lab.state_directory import DeviceRecord, Machine, StateDirectory
 from flota.trust.image_keys import ImagePublicKey
 from flota.virtual.ab_board import AbHardware
 from flota.virtual.ameba_board import AmebaHardware
+from flota.virtual.dual_bank_board import DualBankHardware
 from flota.virtual.esp_board import EspHardware
 from flota.virtual.hardware import ImageNote, ImageNotes
 from flota.virtual.m2354_board import M2354Hardware
 from flota.virtual.nuvoton_board import M487Hardware
 from flota.virtual.nvs import NonVolatileStore
+from flota.virtual.one_bank_board import OneBankHardware
 from flota.virtual.pace import Pace
 from flota.virtual.two_files import TwoFileMachine
 
@@ -52,7 +54,7 @@ def flash_file(
             return _flash_esp(machine, nvs, data, address=address, erase=erase, table=table)
         if isinstance(machine, AmebaHardware):
             return _flash_ameba(machine, nvs, data, address=address, erase=erase)
-        if isinstance(machine, AbHardware):
+        if isinstance(machine, AbHardware | DualBankHardware | OneBankHardware):
             return _flash_ab(machine, nvs, data, address=address, erase=erase)
         if isinstance(machine, M487Hardware | M2354Hardware):
             return flash_nuvoton(machine, data, address=address, erase=erase, boot_keys=boot_keys)
@@ -182,8 +184,15 @@ def _flash_ameba(
     return f"{told}; {where}: erase the flash first (--erase)"
 
 
-def _flash_ab(machine: AbHardware, nvs: NonVolatileStore, data: bytes, *, address: int | None, erase: bool) -> str:
-    """Write to slot a, confirmed and chosen; with an address anywhere."""
+def _flash_ab(
+    machine: AbHardware | DualBankHardware | OneBankHardware,
+    nvs: NonVolatileStore,
+    data: bytes,
+    *,
+    address: int | None,
+    erase: bool,
+) -> str:
+    """Write to the first slot, confirmed and chosen; with an address anywhere."""
     if erase:
         machine.erase_chip()
     if address is not None:

@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import IO, Final, Self
 
 from flota.boards.catalogue import board as board_named
-from flota.boards.model import BOOT_AB_RECORD, BOOT_MCUBOOT_OVERWRITE, BOOT_NUVOTON_CLONER, Board
+from flota.boards.model import (
+    BOOT_AB_RECORD,
+    BOOT_DUAL_BANK,
+    BOOT_MCUBOOT_OVERWRITE,
+    BOOT_NCP_ASSISTED,
+    BOOT_NUVOTON_CLONER,
+    Board,
+)
 from flota.durable_files import write_durably
 from flota.errors import Conflict, InvalidInput, NotFound
 from flota.virtual.ab_board import AbHardware
@@ -26,6 +33,8 @@ from flota.virtual.ab_board import open_flash as open_ab_flash
 from flota.virtual.ameba_board import AmebaHardware
 from flota.virtual.ameba_board import open_flash as open_ameba_flash
 from flota.virtual.boot.esp_idf import BootBuild
+from flota.virtual.dual_bank_board import DualBankHardware
+from flota.virtual.dual_bank_board import open_flash as open_mcu_flash
 from flota.virtual.esp_board import EspHardware, open_flash
 from flota.virtual.m2354_board import M2354Hardware
 from flota.virtual.m2354_board import open_chips as open_m2354_chips
@@ -33,6 +42,7 @@ from flota.virtual.nuvoton_board import M487Hardware
 from flota.virtual.nuvoton_board import open_chips as open_m487_chips
 from flota.virtual.nuvoton_programs import BootProfile
 from flota.virtual.nvs import NonVolatileStore
+from flota.virtual.one_bank_board import OneBankHardware
 from flota.virtual.pace import Pace
 from flota.virtual.two_files import TwoFileMachine
 
@@ -43,7 +53,16 @@ LOCK_FILE: Final = "lock"
 TWO_FILES_BOOT: Final = "two-files"
 AMEBA_BOOT: Final = "ameba-signature"
 
-Machine = EspHardware | TwoFileMachine | AmebaHardware | AbHardware | M487Hardware | M2354Hardware
+Machine = (
+    EspHardware
+    | TwoFileMachine
+    | AmebaHardware
+    | AbHardware
+    | M487Hardware
+    | M2354Hardware
+    | DualBankHardware
+    | OneBankHardware
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +146,10 @@ class StateDirectory:
             return AmebaHardware(board, open_ameba_flash(self.path, board), nvs=nvs, pace=pace)
         if board.boot == BOOT_AB_RECORD:
             return AbHardware(board, open_ab_flash(self.path, board), nvs=nvs, pace=pace)
+        if board.boot == BOOT_DUAL_BANK:
+            return DualBankHardware(board, open_mcu_flash(self.path, board), nvs=nvs)
+        if board.boot == BOOT_NCP_ASSISTED:
+            return OneBankHardware(board, open_mcu_flash(self.path, board), nvs=nvs)
         if board.boot == BOOT_NUVOTON_CLONER:
             profile = BootProfile.ROLLBACK if BootBuild(record.build).rolls_back else BootProfile.STOCK
             return M487Hardware(board, open_m487_chips(self.path), nvs=nvs, pace=pace, usual_profile=profile)

@@ -44,6 +44,7 @@ def build_app(context: ServerContext) -> ASGIApp:
     from flota.server.api import ddi, events, health, http_update
     from flota.server.api.artifacts import ARTIFACTS_PREFIX, ArtifactApi
     from flota.server.api.aws_iot.files import AwsIotFiles
+    from flota.server.api.blynk import shipments as blynk_shipments
     from flota.server.api.blynk.files import BlynkFiles
     from flota.server.api.management import build_management_api
     from flota.server.api.viam import ViamApi
@@ -54,6 +55,7 @@ def build_app(context: ServerContext) -> ASGIApp:
         *events.routes(context),
         Mount("/api/v1", build_management_api(context)),
         *http_update.routes(context),
+        *blynk_shipments.routes(context),
         *ddi.routes(context, polls),
     ]
     routed = Starlette(routes=routes, exception_handlers=dict(EXCEPTION_HANDLERS))

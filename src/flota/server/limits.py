@@ -44,6 +44,10 @@ BODY_RATE_AFTER_S: Final = 30.0
 MANAGEMENT_PREFIX: Final = "/api/v1/"
 UPLOAD_PATH: Final = "/api/v1/artifacts"
 IMPORT_PATH: Final = "/api/v1/devices/import"
+BLYNK_PREFIX: Final = "/blynk/api/"
+BLYNK_UPLOAD_PATH: Final = "/blynk/api/upload"
+BLYNK_UPLOAD_MAX_BYTES: Final = (10 << 20) + (64 << 10)
+"""A file of the vendor's limit, and the form around it (docs/reference/blynk.md)."""
 
 
 class SlowBody(InvalidInput):
@@ -58,7 +62,9 @@ def body_limit(path: str, settings: ServerSettings) -> int:
         return settings.max_artifact_bytes
     if path == IMPORT_PATH:
         return IMPORT_BODY_MAX_BYTES
-    return MANAGEMENT_BODY_MAX_BYTES if path.startswith(MANAGEMENT_PREFIX) else DEVICE_BODY_MAX_BYTES
+    if path == BLYNK_UPLOAD_PATH:
+        return BLYNK_UPLOAD_MAX_BYTES
+    return MANAGEMENT_BODY_MAX_BYTES if path.startswith((MANAGEMENT_PREFIX, BLYNK_PREFIX)) else DEVICE_BODY_MAX_BYTES
 
 
 class RequestLimits:

@@ -141,6 +141,10 @@ class MqttResponder:
         """Publish at the broker, which knows who subscribed; it serves one tenant, so nobody has to be left out."""
         return int(self.link.publish(Message(topic, payload, qos, retain)))
 
+    def is_wanted(self, topic: str) -> bool:
+        """Return True: who subscribed, only the broker knows."""
+        return True
+
     def clients_of(self, key: Hashable) -> list[MqttClient]:
         """Return the thing with this key, if it is followed."""
         return [thing for thing in self._things.values() if thing.identity.key == key]

@@ -6,7 +6,7 @@ The engine opens the waves and judges; here is only what an operator decides.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +17,7 @@ from flota.fleet.devices import Device, DeviceState
 from flota.fleet.releases import Release, ReleaseState
 from flota.fleet.rollouts import Rollout, RolloutPolicy, RolloutState, split_waves
 from flota.fleet.selectors import parse_selector
+from flota.fleet.shipments import ShipmentRecord
 from flota.fleet.storage import DeviceFilter, NewRollout
 from flota.fleet.things import parse_job_name
 from flota.server.catalogue import find_release
@@ -53,6 +54,8 @@ class RolloutRequest:
     name: str | None = None
     waves: str = "100%"
     policy: RolloutPolicy = field(default_factory=RolloutPolicy)
+    shipment: ShipmentRecord | None = None
+    """What is remembered of it as a shipment, if it is one; its rollout's number is put in."""
 
 
 async def create_rollout(context: ServerContext, scope: Scope, wanted: RolloutRequest) -> Rollout:
@@ -72,7 +75,8 @@ async def create_rollout(context: ServerContext, scope: Scope, wanted: RolloutRe
                 hint="Give --devices A,B or --select EXPR.",
             )
         if wanted.devices is not None:
-            chosen = await _named(transaction, scope, wanted.devices, release.type_name)
+            named = await _named(transaction, scope, wanted.devices, release.type_name)
+            chosen: Sequence[int] = [device.id for device in named]
             selector = _shortened(wanted.devices)
         else:
             selector = wanted.select or ""
@@ -89,10 +93,13 @@ async def create_rollout(context: ServerContext, scope: Scope, wanted: RolloutRe
             name=name,
             release_id=release.id,
             policy=wanted.policy,
-            waves=split_waves([device.id for device in chosen], wanted.waves),
+            waves=split_waves(chosen, wanted.waves),
             selector=selector,
         )
-        return await transaction.add_rollout(scope, new, now=now)
+        made = await transaction.add_rollout(scope, new, now=now)
+        if wanted.shipment is not None:
+            await transaction.add_shipment(scope, replace(wanted.shipment, rollout_id=made.id))
+        return made
 
 
 def _refuse_unpublished(release: Release, now: datetime) -> None:
@@ -137,12 +144,17 @@ async def _named(transaction: Transaction, scope: Scope, names: Sequence[str], t
     return devices
 
 
-async def _selected(transaction: Transaction, scope: Scope, expression: str, type_name: str) -> list[Device]:
-    """Return the accepted devices of the release's type that a selector picks now."""
+async def _selected(transaction: Transaction, scope: Scope, expression: str, type_name: str) -> Sequence[int]:
+    """Return the ids of the accepted devices of the release's type that a selector picks now."""
     selector = parse_selector(expression)
-    matching = await list_all(transaction, scope, selector.device_filter())
-    chosen = [device for device in matching if device.type_name == type_name and device.state is DeviceState.ACCEPTED]
+    chosen: Sequence[int] = ()
+    if selector.type_name in (None, type_name) and selector.state in (None, DeviceState.ACCEPTED):
+        fitting = replace(selector.device_filter(), type_name=type_name, state=DeviceState.ACCEPTED)
+        chosen = await transaction.device_ids(scope, fitting, limit=MAX_DEVICES + 1)
+    if len(chosen) > MAX_DEVICES:
+        raise InvalidInput("too many devices for one rollout", expected=f"at most {MAX_DEVICES}")
     if not chosen:
+        matching = await list_all(transaction, scope, selector.device_filter())
         others = sum(device.type_name != type_name for device in matching)
         raise Refused(
             f"the selection has no accepted device of type {type_name}",

@@ -180,6 +180,10 @@ class MqttEndpoint:
             cast("ServedConnection", connection.holder).flush_soon()
         return count
 
+    def is_wanted(self, topic: str) -> bool:
+        """Return whether any session has a filter that covers `topic`."""
+        return self.core.is_wanted(topic)
+
     def clients_of(self, key: Hashable) -> list[MqttClient]:
         """Return the connected clients whose identity has this key."""
         sessions = self.core.sessions_of(key)

@@ -22,8 +22,9 @@ START_WAIT_S: Final = 600.0
 """For otaUpdateStart after an offer was taken: the MCU may erase, wait for power, or sit in a boot loader."""
 REPORT_LIMIT_S: Final = 600.0
 """For the report of a version after the image was applied."""
-SETTLE_S: Final = 60.0
-"""How long an app may take to confirm itself; until then it may still be rolled back."""
+SETTLE_S: Final = 90.0
+"""An app may take 60 s to confirm itself; one that does not is reset then, and reports again while it has trials left:
+between the two reports lies a boot more than the 60 s."""
 
 _FILE_SIZE_MAX: Final = 0xFFFF_FFFF
 

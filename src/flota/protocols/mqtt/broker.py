@@ -184,6 +184,10 @@ class BrokerCore:
             self._deliver(session, name, payload, min(qos, granted))
         return len(takers)
 
+    def is_wanted(self, topic: str) -> bool:
+        """Return whether any session has a filter that covers `topic`."""
+        return bool(self._index.find(topic))
+
     def take_ready(self) -> list[ServerConnection]:
         """Return the connections that `publish` gave something to send, and forget them."""
         ready = list(self._ready)

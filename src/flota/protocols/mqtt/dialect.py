@@ -103,6 +103,10 @@ class MqttBroker(Protocol):
         """
         ...
 
+    def is_wanted(self, topic: str) -> bool:
+        """Return whether a message of this topic would reach anybody: one that is dear to make may be left out."""
+        ...
+
     def clients_of(self, key: Hashable) -> list[MqttClient]:
         """Return the connected clients whose identity has this key."""
         ...

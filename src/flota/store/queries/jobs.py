@@ -14,7 +14,7 @@ from flota.fleet.devices import DeviceState
 from flota.fleet.executions import OPEN_STATES, ExecutionState
 from flota.fleet.job_executions import JobExecution, unnamed_job_id
 from flota.fleet.releases import ReleaseState
-from flota.fleet.rollouts import RolloutState
+from flota.fleet.rollouts import RolloutPolicy, RolloutState
 from flota.fleet.scope import Scope
 from flota.fleet.things import JOB_ID_PREFIX
 from flota.store.change_notes import concerning
@@ -72,10 +72,14 @@ class JobQueries(RolloutQueries):
         active and their release published; what is in progress counts whatever became of those.
         """
         found: dict[int, list[JobExecution]] = defaultdict(list)
+        policies: dict[int, RolloutPolicy] = {}
         for batch in in_batches(device_ids):
             asked = {"tenant_id": scope.tenant_id, "device_ids": batch}
             for row in (await self._connection.execute(_OPEN_JOBS, asked)).all():
-                found[row.device_id].append(_job(row))
+                policy = policies.get(row.rollout_id)
+                if policy is None:
+                    policy = policies[row.rollout_id] = policy_of(row)
+                found[row.device_id].append(_job(row, policy))
         return found
 
     async def job_of_device(self, scope: Scope, device_id: int, job_id: str) -> JobExecution | None:
@@ -95,7 +99,7 @@ class JobQueries(RolloutQueries):
             .order_by(executions.c.id.desc())
             .limit(1)
         )
-        return None if row is None else _job(row)
+        return None if row is None else _job(row, policy_of(row))
 
     async def set_step_timer(
         self, scope: Scope, execution_id: int, expected_version: int, expires_at: datetime | None
@@ -119,11 +123,11 @@ class JobQueries(RolloutQueries):
             raise VersionMismatch(f"execution {execution_id} has moved on", expected=f"version {expected_version}")
 
 
-def _job(row: sa.Row[Any]) -> JobExecution:
+def _job(row: sa.Row[Any], policy: RolloutPolicy) -> JobExecution:
     may_start = row.rollout_state == RolloutState.ACTIVE.value and row.release_state == ReleaseState.PUBLISHED.value
     return JobExecution(
         execution=execution_of(row),
         job_id=row.job_id or unnamed_job_id(row.rollout_id),
-        policy=policy_of(row),
+        policy=policy,
         may_start=may_start,
     )

@@ -32,6 +32,7 @@ from flota.virtual.agents.blynk_firmware import (
     Tell,
     why_wrong,
 )
+from flota.virtual.boot.dual_bank import REFERENCE_TRIAL_BOOTS
 from flota.virtual.boot.ncp_assisted import WantedImage, fits_the_record
 from flota.virtual.device import Behaviour, behaviour_of
 from flota.virtual.dual_bank_board import DualBankSlots
@@ -76,6 +77,8 @@ class McuApp(McuFirmware):
             like_the_driver=build.is_strict,
         )
         super().__init__(settings, build, slots.hardware.time, tell, now=now)
+        if build.is_strict and isinstance(slots, DualBankSlots):
+            slots.hardware.trial_boots = REFERENCE_TRIAL_BOOTS
         self._slots = slots
         self._conditions = conditions
         self._on_confirmed = on_confirmed
@@ -105,7 +108,7 @@ class McuApp(McuFirmware):
         elif self._behaviour is Behaviour.FAIL_SELF_TEST:
             self._reject("failed its self-test", now)
         else:
-            self._after(self._build.confirm_window_s / self._build.speed, now, self._window_over)
+            self._after(self._build.confirm_window_s, now, self._window_over)
 
     def _window_over(self, now: float) -> None:
         if not self._on_trial:

@@ -31,7 +31,7 @@ class McuBuild:
 
     `chunk` in bytes; `raises_to` the rate (baud) that it asks for, `bauds` those that its UART can do (None = all).
     Below `battery_floor_percent` no stream is begun: the update waits, or with `suspends` tells the NCP to wait.
-    `speed` divides the time that flash operations and the self-test take.
+    `speed` divides the time that flash operations take; waits for the NCP are not scaled.
     """
 
     is_strict: bool = False

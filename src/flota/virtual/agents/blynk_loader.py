@@ -60,9 +60,9 @@ class NcpLoader(McuFirmware):
         self._back_off_s = BACK_OFF_FIRST_S
         self._is_up = False
         if slots.way is BootWay.LISTEN and record.app is not None:
-            self._after(LISTEN_S / build.speed, now, self._try_app_again)
+            self._after(LISTEN_S, now, self._try_app_again)
         elif record.state is FetchState.PENDING:
-            self._after(PENDING_LIMIT_S / build.speed, now, self._pending_too_long)
+            self._after(PENDING_LIMIT_S, now, self._pending_too_long)
 
     # --- what the machine says ----------------------------------------------------------------------------------------
 
@@ -187,4 +187,4 @@ class NcpLoader(McuFirmware):
             self._slots.hardware.crashes = 0
             self._end(ResetReason.SOFTWARE, "no offer came; the app is tried again")
         else:
-            self._after(LISTEN_S / self._build.speed, now, self._try_app_again)
+            self._after(LISTEN_S, now, self._try_app_again)

@@ -223,12 +223,12 @@ class AwsIot:
             return
         timestamp, name, pending = int(self._context.now().timestamp()), state.thing.name, news.pending
         key = state.thing.key
-        if news.list_changed:
+        if news.list_changed and self._broker.is_wanted(notify_topic(name)):
             in_progress = [self.jobs.message(job, thing=name, with_document=False) for job in pending.in_progress]
             queued = [self.jobs.message(job, thing=name, with_document=False) for job in pending.queued]
             told = pack_notify(in_progress, queued, timestamp=timestamp)
             self._broker.publish(notify_topic(name), told, qos=1, only=key.__eq__)
-        if news.next_changed:
+        if news.next_changed and self._broker.is_wanted(notify_next_topic(name)):
             first = None if pending.next is None else self.jobs.message(pending.next, thing=name)
             told = pack_notify_next(first, timestamp=timestamp)
             self._broker.publish(notify_next_topic(name), told, qos=1, only=key.__eq__)

@@ -73,7 +73,7 @@ class JobDocuments:
             signatures,
             protocols,
         )
-        if base is None:
+        if base is None or DataProtocol.HTTP not in protocols:
             return dict(template)
 
         def address_of(bucket: str, key: str) -> str | None:

@@ -18,11 +18,13 @@ from flota.fleet.devices import Device, DeviceType, IdentityConflict
 from flota.fleet.executions import Execution
 from flota.fleet.inferences import FLAG_DETAIL
 from flota.fleet.releases import Artifact, Release, ReleaseSbom
-from flota.fleet.rollouts import Rollout
+from flota.fleet.rollouts import OPEN_ROLLOUT_STATES, Rollout
 from flota.fleet.scope import Role, Scope
+from flota.fleet.shipments import attempts_limit
 from flota.fleet.storage import AccessToken, ExecutionEvent, GatewayToken, NewDeviceType
 from flota.server.code_signatures import read_code_certificate
 from flota.server.device_registry import is_builtin, profile_of
+from flota.server.shipment_desk import Shipment
 from flota.server.viam_links import ServiceLinks
 
 JSON: Final = "application/json"
@@ -49,6 +51,7 @@ SCHEMAS: Final = (
     schemas.ReleasePage,
     schemas.Rollout,
     schemas.RolloutPage,
+    schemas.Shipment,
     thing_schemas.ThingCertificate,
     thing_schemas.ThingCertificatePage,
     thing_schemas.ThingEndpoint,
@@ -238,6 +241,35 @@ def device(entity: Device, *, token: str | None = None, flags: Sequence[str] = (
 
 def _conflict(entity: IdentityConflict) -> schemas.IdentityConflict:
     return schemas.IdentityConflict(trait=entity.trait, seen=list(entity.seen), at=entity.at)
+
+
+def shipment(one: Shipment) -> schemas.Shipment:
+    """Return a rollout as a shipment, as the API shows it."""
+    rollout, record, conditions = one.rollout, one.record, one.conditions
+    return schemas.Shipment(
+        id=rollout.id,
+        title=rollout.name,
+        type=rollout.type_name,
+        version=rollout.version,
+        status=str(one.status),
+        compare_field=str(conditions.compare),
+        skip_type_check=conditions.skip_type_check,
+        attempts_limit=attempts_limit(conditions, rollout.policy.attempts),
+        started_by=record.started_by if record is not None else "",
+        started_at=rollout.created_at,
+        finished_at=None if rollout.state in OPEN_ROLLOUT_STATES else rollout.changed_at,
+        progress=one.progress,
+        devices=[
+            schemas.ShippedDevice(
+                device=device.name,
+                status=str(device.status),
+                execution=None if device.execution is None else device.execution.id,
+                changed_at=None if device.execution is None else device.execution.changed_at,
+                reason="" if device.execution is None else device.execution.details.get("reason", ""),
+            )
+            for device in one.devices
+        ],
+    )
 
 
 def rollout(entity: Rollout) -> schemas.Rollout:

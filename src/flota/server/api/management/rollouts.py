@@ -16,6 +16,7 @@ from flota.server.api.management.guard import GuardedRoute, caller_of, context_o
 from flota.server.api.management.inputs import INT32_MAX, EmptyInput, ReasonInput, RolloutInput, RolloutQuery
 from flota.server.auth import Permission
 from flota.server.context import ServerContext
+from flota.server.shipment_desk import read_shipment
 
 router = APIRouter(route_class=GuardedRoute, tags=["rollouts"])
 Context = Annotated[ServerContext, Depends(context_of)]
@@ -76,6 +77,15 @@ async def list_executions(reference: str, context: Context, caller: Caller) -> R
         rollout = await rollout_desk.find_rollout(transaction, caller, reference)
         found = await transaction.list_executions(caller, rollout_id=rollout.id, limit=LISTED_EXECUTIONS_MAX)
     return answers.answer(schemas.ExecutionPage(items=[answers.execution(one) for one in found]))
+
+
+@router.get("/rollouts/{reference}/shipment", responses=answers.describes(schemas.Shipment))
+@needs(Permission.ROLLOUTS_READ)
+async def show_as_shipment(reference: str, context: Context, caller: Caller) -> Response:
+    """Show one rollout as Blynk's console does: each device's status, and the counters."""
+    async with context.storage.reading() as transaction:
+        rollout = await rollout_desk.find_rollout(transaction, caller, reference)
+        return answers.answer(answers.shipment(await read_shipment(transaction, caller, rollout)))
 
 
 @router.post("/rollouts/{reference}/pause", responses=answers.describes(schemas.Rollout))
