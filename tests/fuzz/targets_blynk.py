@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -19,6 +20,7 @@ from flota.images.blynk_tag import (
 )
 from flota.images.packed_files import unpacked_members
 from flota.protocols.blynk.catalogue import BY_NAME
+from flota.protocols.blynk.cloud import parse_announcement, parse_build_moment, parse_info
 from flota.protocols.blynk.driver_frames import DriverFrameReader
 from flota.protocols.blynk.frames import PAYLOAD_MAX_BYTES, FrameReader, pack_frame, unescape
 from flota.protocols.blynk.mcu import Mcu, McuSettings
@@ -26,7 +28,9 @@ from flota.protocols.blynk.mcu_states import ApplyNow, ChunkArrived, McuState, O
 from flota.protocols.blynk.messages import Invoke, Result, pack_message, parse_message
 from flota.protocols.blynk.ncp import Ncp, NcpSettings
 from flota.protocols.blynk.ncp_job import FileDigests, FirmwareInfo, NeedBytes, UpdateJob
+from flota.protocols.blynk.shipments import parse_shipment_order
 from flota.protocols.blynk.values import Kind, Value, pack_values, parse_values
+from flota.protocols.multipart import parse_boundary, parse_form
 from tests.fuzz.model import BrokenPromise, Target, target
 
 TAG = pack_tag(written_pairs(mcu="1.2.3", fw_type="TMPLabcd1234", build="Nov 16 2023 20:35:55", library="0.6.4"))
@@ -177,7 +181,21 @@ SESSION_OF_NCP = conversation(
 )
 FRAME = pack_frame(call("client.otaUpdateWrite", 6, 0, bytes.fromhex("1113aabbcc00ff55"), 0xE82B6AB5))
 
+ORDER = json.dumps(
+    {"title": "spring", "productId": 1, "pathToFirmware": f"/blynk/files/{'0' * 64}/mill.bin", "deviceIds": [1, 2]}
+)
+FORM = (
+    b'--b\r\nContent-Disposition: form-data; name="type"\r\n\r\nFIRMWARE\r\n'
+    b'--b\r\nContent-Disposition: form-data; name="upfile"; filename="mill.bin"\r\n\r\n\0\1\r\n--b--\r\n'
+)
+
 TARGETS: tuple[Target, ...] = (
+    target(parse_info, [b'{"tmpl":"TMPL1","ver":"1.2.3","build":"Nov 16 2023 20:35:55","type":"T","rxbuff":1024}']),
+    target(parse_announcement, [b'{"url":"http://a/b?token=c","size":2000,"ver":"1.2.4"}']),
+    target(parse_build_moment, ["Nov 16 2023 20:35:55", "Jan  5 2024 10:00:00"]),
+    target(parse_shipment_order, [ORDER]),
+    target(parse_boundary, ["multipart/form-data; boundary=b", 'multipart/form-data; boundary="a b"']),
+    target(parse_form, [FORM], read=lambda data: parse_form(data, "b")),
     target(parse_tag, [TAG]),
     target(find_tags, [b"firmware" + TAG, TAG + TAG], read=tags, also=[append_tag, read_as_cloud, tag_findings]),
     target(parse_build_time, ["Nov 16 2023 20:35:55"]),

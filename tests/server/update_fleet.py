@@ -97,11 +97,12 @@ class UpdateFleet:
         validation_hash: str | None = None,
         image_format: str = "esp-app",
         expires_at: datetime | None = None,
+        inspection: Mapping[str, object] | None = None,
     ) -> Release:
         with self.context.artifacts.upload() as upload:
             upload.write(image(version) if data is None else data)
             digests = upload.finish()
-        artifact = Artifact(digests, filename, image_format, version, validation_hash, {}, self.clock())
+        artifact = Artifact(digests, filename, image_format, version, validation_hash, inspection or {}, self.clock())
         async with self.database.transaction() as tx:
             await tx.add_artifact(self.scope, artifact)
             sequence = await tx.next_sequence(self.scope, type_name)
@@ -132,7 +133,8 @@ class UpdateFleet:
                 now=self.clock(),
             )
             self.rollouts.append(rollout)
-            return list(await tx.open_wave(self.scope, rollout.id, 1, now=self.clock()))
+            made = await tx.open_wave(self.scope, rollout.id, 1, now=self.clock())
+            return [await tx.execution(self.scope, number) for number in made]
 
     async def execution(self, execution: Execution) -> Execution:
         async with self.database.reading() as tx:

@@ -74,7 +74,8 @@ class Fleet:
 
     async def opened(self, database: Database, number: int = 1) -> list[Execution]:
         async with database.transaction() as tx:
-            return list(await tx.open_wave(self.scope, self.rollout.id, number, now=START))
+            made = await tx.open_wave(self.scope, self.rollout.id, number, now=START)
+            return [await tx.execution(self.scope, number) for number in made]
 
 
 async def a_type(tx: Transaction, scope: Scope, name: str = "pump") -> None:

@@ -290,8 +290,8 @@ def test_r8_after_a_prefetch_the_network_does_not_matter(board: str) -> None:
 @both
 @pytest.mark.parametrize("number", range(6))
 def test_r9_noise_never_makes_a_wrong_image(board: str, number: int) -> None:
-    noise = LineFaults(lose_byte=1e-5, flip_bit=1e-4, lose_frame=1e-3, double_frame=1e-3, delay_frame=1e-3, delay_s=0.3)
-    bench = DualMcuBench(board, number=number)
+    noise = LineFaults(lose_byte=1e-3, flip_bit=1e-3, double_frame=1e-3, delay_frame=1e-3, delay_s=0.3)
+    bench = DualMcuBench(board, number=number, build=McuBuild(speed=20, chunk=256))
     bench.settle()
     bench.mcu_end.wire.faults = bench.ncp_end.wire.faults = noise
     bench.offer(NEW)

@@ -150,6 +150,10 @@ def run(
     strict: Annotated[
         bool, typer.Option("--strict", help="dual-mcu: like the vendor's reference firmware, weaknesses included.")
     ] = False,
+    confirm_window: Annotated[
+        float | None,
+        typer.Option("--confirm-window", metavar="S", min=0.1, help="dual-mcu-ab: time for a self-test. [60]"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Run a virtual device until Ctrl-C. Killing the process is a power cut; start it again and it boots.
@@ -207,7 +211,7 @@ def run(
         announce=announce,
         aws=_aws_options(mqtt, credentials, code_certificate, data_path, block_size),
         boot_keys=_boot_keys(board, boot_key, state),
-        mcu=_mcu_options(serial, strict, speed),
+        mcu=_mcu_options(serial, strict, speed, confirm_window),
     )
     _run(spec, as_json=as_json)
 
@@ -415,17 +419,21 @@ def _aws_options(
     )
 
 
-def _mcu_options(serial: Path | None, strict: bool, speed: float) -> Any:
+def _mcu_options(serial: Path | None, strict: bool, speed: float, confirm_window: float | None) -> Any:
     """Return the line and the build of a primary MCU, None without a line."""
     from flota.errors import InvalidInput
     from flota.lab.mcu_agents import McuOptions
-    from flota.virtual.agents.blynk_firmware import McuBuild
+    from flota.virtual.agents.blynk_firmware import CONFIRM_WINDOW_S, McuBuild
 
     if serial is None:
-        if strict:
-            raise InvalidInput("--strict is for devices with an NCP", hint="Give the line with --serial PATH.")
+        if strict or confirm_window is not None:
+            raise InvalidInput(
+                "--strict and --confirm-window are for devices with an NCP", hint="Give the line with --serial PATH."
+            )
         return None
-    return McuOptions(serial.absolute(), McuBuild(is_strict=strict, speed=speed))
+    return McuOptions(
+        serial.absolute(), McuBuild(is_strict=strict, speed=speed, confirm_window_s=confirm_window or CONFIRM_WINDOW_S)
+    )
 
 
 def _espota_settings(listen: str | None, password: str | None) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def sweep(
     board: Annotated[
-        str, typer.Argument(help="esp32, esp32-c3, another ESP board of `flota lab boards`, amebad, or aws-reference.")
+        str, typer.Argument(help="esp32, esp32-c3, another ESP board, amebad, aws-reference, m487, dual-mcu-ab …")
     ],
     rollback: Annotated[
         str | None,
@@ -27,7 +27,7 @@ def sweep(
         typer.Option(
             "--agent",
             metavar="NAME",
-            help="micro-rdk (usual on esp32), esp-https-ota (other ESP boards), ameba-push, aws-ota.",
+            help="micro-rdk (usual on esp32), esp-https-ota (other ESP boards); other boards have one.",
         ),
     ] = None,
     scenario: Annotated[
@@ -118,7 +118,9 @@ def _subjects(
     from flota.lab.ameba_sweep_device import ameba_geometry_for
     from flota.lab.aws_sweep_device import aws_geometry_for
     from flota.lab.cut_scenarios import SCENARIOS, scenario_named
+    from flota.lab.dual_mcu_sweep_device import dual_mcu_geometry_for
     from flota.lab.esp_sweep_device import USUAL_AGENTS, SweepAgent, geometry_for
+    from flota.lab.mcu_agents import is_primary_mcu
     from flota.lab.nuvoton_agents import is_nuvoton
     from flota.lab.nuvoton_sweep_device import nuvoton_geometry_for
     from flota.lab.reproducer import SweepSubject, agents_of, build_of, is_ameba
@@ -129,8 +131,10 @@ def _subjects(
     agents = agents_of(board)
     aws = SweepAgent.AWS_OTA in agents
     nuvoton = is_nuvoton(board_named(board))
+    primary = is_primary_mcu(board_named(board))
     geometry = ameba_geometry_for if ameba else aws_geometry_for if aws else geometry_for
-    name = (nuvoton_geometry_for if nuvoton else geometry)(board, size).board.name
+    own = dual_mcu_geometry_for if primary else nuvoton_geometry_for if nuvoton else geometry
+    name = own(board, size).board.name
     usual = agents[0] if len(agents) == 1 else USUAL_AGENTS.get(name, SweepAgent.ESP_HTTPS_OTA)
     try:
         chosen = SweepAgent(agent) if agent is not None else usual
@@ -139,7 +143,7 @@ def _subjects(
         raise typer.BadParameter(f"{agent!r} is not one of {names}", param_hint="--agent") from None
     if ameba and rollback not in (None, "off"):
         raise InvalidInput(f"the boot loader of {name} never rolls back", hint="Leave out --rollback.")
-    if nuvoton:
+    if nuvoton or primary:
         usual_builds = [BootBuild.ROLLBACK if board_named(board).rolls_back else BootBuild.PLAIN]
     elif aws and rollback not in (None, "on"):
         raise InvalidInput(f"the boot loader of {name} always rolls back", hint="Leave out --rollback.")

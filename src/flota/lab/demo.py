@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -22,6 +22,7 @@ from flota.images.mcuboot import ImageKeyKind
 from flota.lab.aws_agents import AwsOptions
 from flota.lab.demo_meters import Meters
 from flota.lab.local_gateway import GatewayOptions, local_gateway
+from flota.lab.local_ncp import NcpOptions, local_ncp
 from flota.lab.local_server import LocalServer
 from flota.lab.running_fleet import DeviceSnapshot, FleetDevice, RunningFleet, has_loopback_addresses
 from flota.lab.sample_firmware import (
@@ -32,6 +33,7 @@ from flota.lab.sample_firmware import (
     sample_m2354,
     sample_versioned_file,
 )
+from flota.lab.sample_mcu import sample_mcu
 from flota.trust.image_keys import ImagePrivateKey
 from flota.trust.keys import PrivateKey
 from flota.trust.trust_file import TrustedSigners, pack_trust_file
@@ -47,6 +49,8 @@ METER: Final = "meter"
 PUMP: Final = "pump"
 VALVE: Final = "valve"
 DOOR: Final = "door"
+HEATER: Final = "heater"
+FAN: Final = "fan"
 TYPES: Final = {
     SENSOR: "esp32-c3",
     EDGE_BOX: "generic-linux",
@@ -56,10 +60,16 @@ TYPES: Final = {
     PUMP: "m487",
     VALVE: "pfm-m487",
     DOOR: "m2354",
+    HEATER: "dual-mcu-ab",
+    FAN: "dual-mcu-ncp",
 }
 """Device type -> board."""
 AWS_TYPES: Final = frozenset({METER, PUMP, VALVE, DOOR})
 """Types whose devices speak AWS IoT."""
+BEHIND_NCP: Final = frozenset({HEATER, FAN})
+"""Types whose devices are primary MCUs, each with a network co-processor of its own."""
+NCP_SETTLE_S: Final = 1.0
+"""How long an MCU's new version has to stay: in the demo it has confirmed itself when it reports."""
 LAMP_IMAGE_BYTES: Final = 512 * 1024
 """A slot of theirs has less than 1 MiB."""
 
@@ -98,6 +108,8 @@ DEVICES: Final = (
     FleetDevice("pump-1", "m487", PUMP, "aws-iot", "02:F1:07:00:07:01"),
     FleetDevice("valve-1", "pfm-m487", VALVE, "aws-iot", "02:F1:07:00:07:02"),
     FleetDevice("door-1", "m2354", DOOR, "aws-iot", "02:F1:07:00:07:03"),
+    FleetDevice("heater-1", "dual-mcu-ab", HEATER, "blynk-ncp", "02:F1:07:00:08:01"),
+    FleetDevice("fan-1", "dual-mcu-ncp", FAN, "blynk-ncp", "02:F1:07:00:08:02"),
 )
 WITH_CERTIFICATE: Final = frozenset({"meter-1"})
 """Devices that show a client certificate; the others have tokens."""
@@ -255,12 +267,14 @@ class Demo:
             poll_interval_s=POLL_INTERVAL_S,
         )
         images = {name: self._image(name, FIRST_VERSION) for name in self.types}
+        tokens: dict[str, str | None] = {}
         for device in self.devices:
             token, aws = self._admit(client, server, device)
+            tokens[device.name] = token
             keys = (self._boot_key.public,) if device.type_name == DOOR else ()
             image = images[device.type_name]
             fleet.add(device, image=image, version=FIRST_VERSION, token=token, aws=aws, boot_keys=keys)
-        with fleet, self._gateway(client, server, key, fleet):
+        with fleet, self._gateway(client, server, key, fleet), self._ncps(server, key, fleet, tokens):
             yield fleet
 
     def _admit(
@@ -299,6 +313,29 @@ class Demo:
         with local_gateway(self.directory / "gateway", given):
             yield
 
+    @contextmanager
+    def _ncps(
+        self, server: LocalServer, key: PrivateKey, fleet: RunningFleet, tokens: Mapping[str, str | None]
+    ) -> Iterator[None]:
+        """Run the network co-processor of each primary MCU."""
+        with ExitStack() as running:
+            for device in self.devices:
+                token = tokens[device.name]
+                if device.type_name not in BEHIND_NCP or token is None:
+                    continue
+                given = NcpOptions(
+                    server=server.address.http,
+                    device=device.name,
+                    device_type=device.type_name,
+                    board=device.board,
+                    serial=fleet.uart_of(device.name),
+                    token=token,
+                    trust=pack_trust_file(TrustedSigners.of([key.public_pem])),
+                    options=("--poll-s", str(POLL_INTERVAL_S / self.speed), "--settle-s", str(NCP_SETTLE_S)),
+                )
+                running.enter_context(local_ncp(self.directory / f"ncp-{device.name}", given))
+            yield
+
     def _image(self, type_name: str, version: str) -> bytes:
         if type_name == EDGE_BOX:
             return sample_linux_file(version, size=self.image_bytes)
@@ -306,6 +343,8 @@ class Demo:
             return sample_versioned_file(version, size=self.image_bytes)
         if type_name in (PUMP, VALVE):
             return sample_m487(version)
+        if type_name in BEHIND_NCP:
+            return sample_mcu(version)
         if type_name == DOOR:
             return sample_m2354(version, self._boot_key.signer)
         if type_name == LAMP:

@@ -67,6 +67,8 @@ class SweepAgent(enum.StrEnum):
     """AmebaD boards, and those only (`flota.lab.ameba_sweep_device`)."""
     AWS_OTA = "aws-ota"
     """`aws-reference`, and that only (`flota.lab.aws_sweep_device`)."""
+    BLYNK_NCP = "blynk-ncp"
+    """Primary MCUs behind an NCP (`flota.lab.dual_mcu_sweep_device`)."""
 
 
 USUAL_AGENTS: Final[Mapping[str, SweepAgent]] = {"esp32": SweepAgent.MICRO_RDK}

@@ -22,7 +22,9 @@ from flota.lab.ameba_sweep_device import AmebaSweepDevice, ameba_geometry_for
 from flota.lab.aws_sweep_device import AwsSweepDevice, aws_geometry_for, is_ab
 from flota.lab.cut_moments import CutMoment, parse_moment
 from flota.lab.cut_scenarios import scenario_named
+from flota.lab.dual_mcu_sweep_device import DualMcuSweepDevice, dual_mcu_geometry_for
 from flota.lab.esp_sweep_device import EspSweepDevice, SweepAgent, geometry_for
+from flota.lab.mcu_agents import is_primary_mcu
 from flota.lab.nuvoton_agents import is_nuvoton
 from flota.lab.nuvoton_sweep_device import nuvoton_sweep_device
 from flota.lab.power_cuts import CUT_BOOTS_MAX, AimedPlan, Journey, PlannedCut, SweptDevice, Verdict
@@ -46,6 +48,8 @@ def agents_of(board_name: str) -> tuple[SweepAgent, ...]:
     """Return the agents whose order of operations can be swept on a board. Raises `NotFound`."""
     if is_ameba(board_name):
         return (SweepAgent.AMEBA_PUSH,)
+    if is_primary_mcu(board_named(board_name)):
+        return (SweepAgent.BLYNK_NCP,)
     if is_ab(board_name) or is_nuvoton(board_named(board_name)):
         return (SweepAgent.AWS_OTA,)
     return (SweepAgent.MICRO_RDK, SweepAgent.ESP_HTTPS_OTA)
@@ -68,6 +72,8 @@ class SweepSubject:
         """Return a new device, as it leaves the factory. Raises `NotFound` or `InvalidInput`."""
         if self.agent not in agents_of(self.board):
             raise InvalidInput(f"{self.board} has no agent {self.agent.value}")
+        if self.agent is SweepAgent.BLYNK_NCP:
+            return self._dual_mcu()
         if is_nuvoton(board_named(self.board)):
             return nuvoton_sweep_device(self.board, self.image_size, scenario_named(self.scenario), self.build)
         if self.agent is SweepAgent.AWS_OTA:
@@ -82,6 +88,18 @@ class SweepSubject:
             agent=self.agent,
             build=self.build,
         )
+
+    def _dual_mcu(self) -> SweptDevice:
+        scenario, geometry = scenario_named(self.scenario), dual_mcu_geometry_for(self.board, self.image_size)
+        usual = BootBuild.ROLLBACK if geometry.board.rolls_back else BootBuild.PLAIN
+        if self.build is not usual:
+            raise InvalidInput(
+                f"{self.board} {'always' if geometry.board.rolls_back else 'never'} rolls back",
+                hint="Leave out --rollback.",
+            )
+        if scenario.needs_rollback and not geometry.board.rolls_back:
+            raise InvalidInput(f"the scenario {scenario.name} needs a board that rolls back")
+        return DualMcuSweepDevice(geometry, scenario)
 
 
 @dataclass(frozen=True, slots=True)

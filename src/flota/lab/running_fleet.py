@@ -16,9 +16,11 @@ from flota.durable_files import write_durably
 from flota.errors import PeerError
 from flota.lab.aws_agents import AwsOptions
 from flota.lab.fleet import PUSHED_TO, DeviceSpec, Dialect, run_fleet
+from flota.lab.mcu_agents import McuOptions
 from flota.trust.image_keys import ImagePublicKey
 from flota.trust.trust_file import TrustedSigners
 from flota.virtual.agents.ameba_push import PushSettings
+from flota.virtual.agents.blynk_firmware import McuBuild
 from flota.virtual.device import VirtualDevice
 from flota.virtual.events import DeviceEvent, EventKind
 
@@ -112,11 +114,12 @@ class RunningFleet:
 
         A micro-RDK asks no server: its machine configuration begins without services, and `configure` changes it.
         `aws` is how a device that speaks AWS IoT connects; `token` None: it shows a certificate. `boot_keys` are built
-        into the boot loader of an M2354.
+        into the boot loader of an M2354. A primary MCU waits for its NCP at `uart_of` its name.
         """
         dialect = Dialect(device.route)
         viam = dialect is Dialect.VIAM
-        pushed_to = dialect in PUSHED_TO
+        behind_ncp = dialect is Dialect.BLYNK_NCP
+        pushed_to = dialect in PUSHED_TO or behind_ncp
         if viam:
             self.configure(device.name)
         self._watched[device.name] = _Watched(device)
@@ -137,11 +140,16 @@ class RunningFleet:
                 mac=device.mac,
                 aws=aws,
                 boot_keys=boot_keys,
+                mcu=McuOptions(self.uart_of(device.name), McuBuild(speed=self.speed)) if behind_ncp else None,
                 viam_config=str(self._viam_config(device.name)) if viam else None,
                 push=self._next_place() if dialect is Dialect.AMEBA_PUSH else None,
                 seed=len(self._specs),
             )
         )
+
+    def uart_of(self, name: str) -> Path:
+        """Return where the line of a primary MCU is, for its NCP."""
+        return self.directory.absolute() / f"{name}.uart"
 
     def push_port(self, name: str) -> int:
         """Return the TCP port at which a board that is pushed to listens, on loopback."""

@@ -204,15 +204,16 @@ async def _release_of(transaction: Transaction, scope: Scope, device_type: Devic
             "there is no release of this file",
             expected=f"a published release for {device_type.name}",
             found="none",
-            hint=f"Make one: flota release create FILE --type {device_type.name} --version V, then sign and publish it.",
+            hint=f"flota release create FILE --type {device_type.name} --version V; then sign and publish it.",
         )
     release = releases[-1]
     hints = {
         ReleaseState.DRAFT: f"flota release sign {release.id} --key KEY.pem && flota release publish {release.id}",
         ReleaseState.SIGNED: f"flota release publish {release.id}",
     }
+    name = f"release {release.type_name}@{release.version}"
     raise Refused(
-        f"release {release.type_name}@{release.version} of this file is not published: this server holds no signing key",
+        f"{name} of this file is not published, and this server holds no signing key",
         expected=str(ReleaseState.PUBLISHED),
         found=str(release.state),
         hint=f"Where the key is: {hints[release.state]}",

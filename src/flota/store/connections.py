@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -32,6 +34,14 @@ SQLITE_SETTINGS: Final = (
 _URL_HINT: Final = "Give sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME."
 
 
+def decode_json(text: str) -> Any:
+    """Return what a JSON column holds. msgspec takes a tenth of the standard library's time, most of it for `{}`."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:  # half of a surrogate pair, which older rows may hold
+        return json.loads(text)
+
+
 def open_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
     """Return the writers' and the readers' engine for `url`; nothing connects yet. Raises `InvalidInput`."""
     try:
@@ -51,8 +61,16 @@ def open_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
 def _sqlite_engines(url: sa.URL) -> tuple[AsyncEngine, AsyncEngine]:
     assert url.database is not None
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    writers = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=WRITER_QUEUE_TIMEOUT_S)
-    readers = create_async_engine(url, pool_size=SQLITE_READERS, max_overflow=0, pool_timeout=WRITER_QUEUE_TIMEOUT_S)
+    writers = create_async_engine(
+        url, json_deserializer=decode_json, pool_size=1, max_overflow=0, pool_timeout=WRITER_QUEUE_TIMEOUT_S
+    )
+    readers = create_async_engine(
+        url,
+        json_deserializer=decode_json,
+        pool_size=SQLITE_READERS,
+        max_overflow=0,
+        pool_timeout=WRITER_QUEUE_TIMEOUT_S,
+    )
     _set_up_sqlite(writers.sync_engine, begin="BEGIN IMMEDIATE", settings=SQLITE_SETTINGS)
     _set_up_sqlite(readers.sync_engine, begin="BEGIN", settings=(*SQLITE_SETTINGS, "PRAGMA query_only=ON"))
     return writers, readers
@@ -64,7 +82,10 @@ def open_sqlite_at_once(url: str) -> tuple[sa.Engine, sa.Engine] | None:
     if parsed.get_backend_name() != "sqlite":
         return None
     writer, reader = (
-        sa.create_engine(parsed.set(drivername="sqlite+pysqlite"), pool_size=1, max_overflow=0) for _ in range(2)
+        sa.create_engine(
+            parsed.set(drivername="sqlite+pysqlite"), json_deserializer=decode_json, pool_size=1, max_overflow=0
+        )
+        for _ in range(2)
     )
     _set_up_sqlite(writer, begin="BEGIN IMMEDIATE", settings=SQLITE_SETTINGS)
     _set_up_sqlite(reader, begin="BEGIN", settings=(*SQLITE_SETTINGS, "PRAGMA query_only=ON"))
@@ -88,7 +109,9 @@ def _set_up_sqlite(engine: sa.Engine, *, begin: str, settings: tuple[str, ...]) 
 
 
 def _postgres_engines(url: sa.URL) -> tuple[AsyncEngine, AsyncEngine]:
-    writers = create_async_engine(url, pool_size=POSTGRES_CONNECTIONS, max_overflow=0, pool_pre_ping=True)
+    writers = create_async_engine(
+        url, json_deserializer=decode_json, pool_size=POSTGRES_CONNECTIONS, max_overflow=0, pool_pre_ping=True
+    )
     readers = create_async_engine(
         url,
         pool_size=POSTGRES_CONNECTIONS,

@@ -61,6 +61,9 @@ class ShipmentOrder:
     is_critical: bool = False
     is_secure: bool | None = None
     host: str = ""
+    organisation: int | None = None
+    firmware_info: Mapping[str, object] | None = None
+    """What the upload was answered with, repeated."""
 
 
 def parse_shipment_order(body: bytes) -> ShipmentOrder:
@@ -96,6 +99,8 @@ def parse_shipment_order(body: bytes) -> ShipmentOrder:
         is_critical=fields.flag("isCritical"),
         is_secure=fields.flag("isSecure") if given.get("isSecure") is not None else None,
         host=fields.text("host", ""),
+        organisation=fields.number("orgId") if given.get("orgId") is not None else None,
+        firmware_info=fields.members("firmwareInfo"),
     )
 
 
@@ -132,6 +137,12 @@ class _Fields:
         if value is not None and not isinstance(value, bool):
             raise InvalidInput(f"{name} is neither true nor false", found=ascii(value)[:60])
         return bool(value)
+
+    def members(self, name: str) -> Mapping[str, object] | None:
+        value = self._given.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise InvalidInput(f"{name} is no object", found=ascii(value)[:60])
+        return value
 
     @staticmethod
     def _checked(name: str, value: object) -> int:
@@ -178,6 +189,25 @@ def _comparison(told: str) -> str:
         expected = ", ".join(sorted(COMPARE_FIELDS))
         raise InvalidInput("there is no such compareField", expected=expected, found=ascii(told[:40]))
     return told
+
+
+INFO_COMPARED: Final = ("version", "fwType", "buildDate", "md5Hash", "sha256Hash", "fileSize")
+"""Members of a repeated `firmwareInfo` that must be those of the file; others say nothing about its identity."""
+
+
+def refuse_other_info(repeated: Mapping[str, object] | None, stored: Mapping[str, object] | None) -> None:
+    """Raise `InvalidInput` if a repeated `firmwareInfo` is not that of the stored file."""
+    for name in INFO_COMPARED:
+        if repeated is None or name not in repeated:
+            continue
+        expected = (stored or {}).get(name, "")
+        if repeated[name] != expected and repeated[name] not in (None, ""):
+            raise InvalidInput(
+                f"firmwareInfo's {name} is not that of the file",
+                expected=ascii(expected),
+                found=ascii(repeated[name])[:80],
+                hint="Repeat what the upload was answered with, or leave firmwareInfo out.",
+            )
 
 
 @dataclass(frozen=True, slots=True)

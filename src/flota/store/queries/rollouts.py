@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from flota.errors import Conflict, InvalidInput, NotFound
 from flota.fleet.devices import DeviceState
-from flota.fleet.executions import Execution, ExecutionState
+from flota.fleet.executions import ExecutionState
 from flota.fleet.releases import ReleaseState
 from flota.fleet.rollouts import (
     OPEN_ROLLOUT_STATES,
@@ -208,8 +208,8 @@ class RolloutQueries(ExecutionQueries):
         await self._rollout_row(scope, rollout_id, for_update=True)
         await self._set_wave_state(scope, rollout_id, number, state, {}, now=now)
 
-    async def open_wave(self, scope: Scope, rollout_id: int, number: int, *, now: datetime) -> Sequence[Execution]:
-        """Return the executions made: one QUEUED for each device of the wave that is still accepted, in snapshot order.
+    async def open_wave(self, scope: Scope, rollout_id: int, number: int, *, now: datetime) -> Sequence[int]:
+        """Make a QUEUED execution for each device of the wave that is still accepted; return their ids, in its order.
 
         A device that has one in this rollout gets no second. Raises `NotFound`, or `Conflict` if the rollout is not
         active, the release is not published, or the wave has ended.
@@ -226,37 +226,34 @@ class RolloutQueries(ExecutionQueries):
         has_execution = sa.exists().where(
             executions.c.rollout_id == rollout_id, executions.c.device_id == rollout_devices.c.device_id
         )
+        in_wave = (
+            rollout_devices.c.rollout_id == rollout_id,
+            rollout_devices.c.wave == number,
+            devices.c.state == DeviceState.ACCEPTED.value,
+            devices.c.removed_at.is_(None),
+            ~has_execution,
+        )
+        of_wave = sa.join(devices, rollout_devices, rollout_devices.c.device_id == devices.c.id)
         rows = await self._rows(
-            sa.select(devices.c.id)
-            .join(rollout_devices, rollout_devices.c.device_id == devices.c.id)
-            .where(
-                rollout_devices.c.rollout_id == rollout_id,
-                rollout_devices.c.wave == number,
-                devices.c.state == DeviceState.ACCEPTED.value,
-                devices.c.removed_at.is_(None),
-                ~has_execution,
-            )
-            .order_by(rollout_devices.c.position)
-            .with_for_update(read=True, of=devices)
+            sa.select(devices.c.id).select_from(of_wave).where(*in_wave).with_for_update(read=True, of=devices)
         )
-        made = await self.insert_executions(
-            scope,
-            [
-                {"rollout_id": rollout_id, "device_id": row.id, "release_id": rollout.release_id, "wave": number}
-                for row in rows
-            ],
-            now=now,
-        )
+        made: tuple[int, ...] = ()
+        if rows:
+            chosen = (
+                sa.select(devices.c.id).select_from(of_wave).where(*in_wave).order_by(rollout_devices.c.position)
+            ).subquery()
+            fixed = {"rollout_id": rollout_id, "release_id": rollout.release_id, "wave": number}
+            made = await self.insert_executions(scope, chosen, [row.id for row in rows], fixed, now=now)
         details: dict[str, object] = {"executions": len(made)}
         if made:
-            details |= {"first_execution": made[0].id, "last_execution": made[-1].id}
+            details |= {"first_execution": made[0], "last_execution": made[-1]}
         await self._set_wave_state(scope, rollout_id, number, WaveState.OPEN, details, now=now)
         return made
 
     async def join_rollout(
         self, scope: Scope, rollout_id: int, device_ids: Sequence[int], *, now: datetime
-    ) -> Sequence[Execution]:
-        """Put more devices into the last wave; returns their executions if it is open already.
+    ) -> Sequence[int]:
+        """Put more devices into the last wave; returns the ids of their executions if it is open already.
 
         Raises `NotFound`, `Conflict` if the rollout is not active, `InvalidInput` for a device of another type.
         """

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from flota.protocols.blynk.catalogue import PrefetchStatus
-from flota.protocols.blynk.mcu import LinkUp, McuEvent, McuSettings
+from flota.protocols.blynk.catalogue import NcpState, PrefetchStatus
+from flota.protocols.blynk.mcu import LinkUp, McuEvent, McuSettings, NcpStateTold
 from flota.protocols.blynk.mcu_states import (
     ChunkArrived,
     Discarded,
@@ -58,7 +58,6 @@ class NcpLoader(McuFirmware):
         self._writer: StreamWriter | None = None
         self._offer: Offer | None = None
         self._back_off_s = BACK_OFF_FIRST_S
-        self._is_up = False
         if slots.way is BootWay.LISTEN and record.app is not None:
             self._after(LISTEN_S, now, self._try_app_again)
         elif record.state is FetchState.PENDING:
@@ -68,9 +67,11 @@ class NcpLoader(McuFirmware):
 
     def _happened(self, event: McuEvent, now: float) -> Sequence[McuEvent]:
         if isinstance(event, LinkUp):
-            self._is_up = True
             self._tell(EventKind.SERIAL, f"boot loader: the NCP answers at {event.baud} baud", baud=event.baud)
             return self._ask(now)
+        if isinstance(event, NcpStateTold):
+            self._ncp_told(event.state)
+            return ()
         if isinstance(event, OfferMade):
             return self._offered(event.offer, now)
         if isinstance(event, PrefetchEnded):
@@ -86,6 +87,11 @@ class NcpLoader(McuFirmware):
             self._tell(EventKind.SERIAL, f"boot loader: {event.reason}; again in {self._back_off_s:g} s")
             self._ask_later(now)
         return ()
+
+    def _ncp_told(self, state: int) -> None:
+        """Begin anew if the NCP has restarted in the middle of the stream: it is not going to send the rest."""
+        if state == NcpState.NOT_INITIALIZED and self._writer is not None and self._writer.received:
+            self._end(ResetReason.SOFTWARE, "the NCP has restarted; the boot loader begins anew")
 
     def _ask(self, now: float) -> Sequence[McuEvent]:
         """Ask for the stream that the record names, unless something is under way."""

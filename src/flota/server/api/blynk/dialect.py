@@ -10,9 +10,10 @@ Source: docs/reference/blynk.md, "Cloud link".
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Hashable
+from collections.abc import Awaitable, Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import TYPE_CHECKING, Final, cast
 
 import structlog
@@ -39,6 +40,7 @@ from flota.server.waiting import wait_for_any
 if TYPE_CHECKING:
     from flota.fleet.changes import Changes
     from flota.fleet.devices import Device
+    from flota.fleet.storage import KnownDevice
     from flota.protocols.mqtt.dialect import MqttBroker, MqttClient, Peer
     from flota.server.context import ServerContext
 
@@ -51,6 +53,9 @@ LOOK_EVERY_S: Final = 1.0
 
 SHARED_LOOK_EVERY: Final = timedelta(seconds=5)
 """How often every device is looked at where other processes write the database too."""
+
+READ_AT_ONCE: Final = 500
+"""Devices in one transaction of such a look."""
 
 RETRY_PAUSE_S: Final = 1.0
 
@@ -221,7 +226,7 @@ class BlynkDialect:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Tell devices what has changed, until `stop` is set."""
-        look_again_at = self._context.now()
+        look_again_at, looks_at_all = self._context.now(), False
         while not stop.is_set():
             await wait_for_any(self._woken, stop, timeout_s=LOOK_EVERY_S)
             self._woken.clear()
@@ -229,13 +234,36 @@ class BlynkDialect:
             now = self._context.now()
             if self._context.settings.is_database_shared and now >= look_again_at:
                 look_again_at = now + SHARED_LOOK_EVERY
-                self._changed.update(dict.fromkeys(self._latest))
-                self._doubtful.update(self._latest)
+                looks_at_all = True
             try:
+                if looks_at_all:
+                    await self.look_at_all()
+                    looks_at_all = False
                 await self.tell_changes()
             except Exception as error:  # noqa: BLE001 - whatever the driver raises: devices must be told some time
                 _log.warning("blynk.not_told", waiting=len(self._changed), error=repr(error))
                 await wait_for_any(stop, timeout_s=RETRY_PAUSE_S)
+
+    async def look_at_all(self) -> None:
+        """Mark every device for which there is something to do, and close what would not be let in any more."""
+        followed = sorted(self._latest.values(), key=lambda one: one.identity.scope.tenant_id)
+        for _, group in groupby(followed, key=lambda one: one.identity.scope.tenant_id):
+            of_tenant = list(group)
+            for start in range(0, len(of_tenant), READ_AT_ONCE):
+                await self._look_at(of_tenant[start : start + READ_AT_ONCE])
+
+    async def _look_at(self, connections: Sequence[_Connection]) -> None:
+        scope = connections[0].identity.scope
+        devices = [one.identity.device for one in connections]
+        async with self._context.storage.reading() as transaction:
+            known = await transaction.known_devices(scope, [device.name for device in devices])
+            waiting = await transaction.next_executions(scope, [device.id for device in devices])
+        for connection in connections:
+            device = connection.identity.device
+            if not self._is_good(connection.identity, known.get(device.name)):
+                self._close_all(device.id)
+            elif device.id in waiting:
+                self._changed[device.id] = None
 
     def mark_due(self) -> None:
         """Mark devices on which by time alone there may be something to decide."""
@@ -265,7 +293,10 @@ class BlynkDialect:
 
     async def _is_still_good(self, identity: BlynkIdentity) -> bool:
         async with self._context.storage.reading() as transaction:
-            known = (await transaction.known_devices(identity.scope, [identity.device.name])).get(identity.device.name)
+            known = await transaction.known_devices(identity.scope, [identity.device.name])
+        return self._is_good(identity, known.get(identity.device.name))
+
+    def _is_good(self, identity: BlynkIdentity, known: KnownDevice | None) -> bool:
         if known is None or known.device.id != identity.device.id or known.device.state is DeviceState.REFUSED:
             return False
         return token_shown(known.credentials, identity.token_sha256, now=self._context.now()) is not None

@@ -27,6 +27,7 @@ from flota.protocols.blynk.shipments import (
     UploadedFirmware,
     firmware_info,
     parse_shipment_order,
+    refuse_other_info,
 )
 from flota.protocols.multipart import FormField, parse_boundary, parse_form
 from flota.server import artifact_intake, shipment_desk
@@ -157,7 +158,12 @@ async def _show(context: ServerContext, request: Request, scope: Scope) -> objec
 
 async def _create(context: ServerContext, request: Request, scope: Scope) -> object:
     order = parse_shipment_order(await read_body(request, JSON_BODY_MAX_BYTES))
+    _check_organisation(order.organisation, scope)
     _check_address(context, request, order)
+    if order.firmware_info is not None:
+        async with context.storage.reading() as transaction:
+            stored = await artifact_intake.recorded_artifact(transaction, scope, order.sha256)
+        refuse_other_info(order.firmware_info, firmware_info(_firmware(stored)))
     wanted = shipment_desk.NewShipment(
         title=order.title,
         type_id=order.product_id,
