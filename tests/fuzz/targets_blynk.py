@@ -31,12 +31,15 @@ from flota.protocols.blynk.ncp_job import FileDigests, FirmwareInfo, NeedBytes, 
 from flota.protocols.blynk.shipments import parse_shipment_order
 from flota.protocols.blynk.values import Kind, Value, pack_values, parse_values
 from flota.protocols.multipart import parse_boundary, parse_form
+from flota.virtual.boot import dual_bank, ncp_assisted
 from tests.fuzz.model import BrokenPromise, Target, target
 
 TAG = pack_tag(written_pairs(mcu="1.2.3", fw_type="TMPLabcd1234", build="Nov 16 2023 20:35:55", library="0.6.4"))
 OLD = FirmwareInfo("TMPLabcd1234", "1.2.3", "", "")
 IMAGE = bytes(range(250)) * 8
 JOB = UpdateJob("f.bin", len(IMAGE), OLD.fw_type, "1.2.4", "", FileDigests(zlib.crc32(IMAGE), bytes(16), bytes(32)))
+BANKS = dual_bank.DualBankRecord().trying("b", 4096, "0c" * 32, boots=3)
+FETCH = ncp_assisted.FetchRecord(wanted=ncp_assisted.WantedImage(4096, 7, bytes(32)), fw_type="TMPL1", version="2.0")
 OFFER = (JOB.filename, JOB.size, JOB.fw_type, JOB.version, JOB.build)
 
 
@@ -196,6 +199,8 @@ TARGETS: tuple[Target, ...] = (
     target(parse_shipment_order, [ORDER]),
     target(parse_boundary, ["multipart/form-data; boundary=b", 'multipart/form-data; boundary="a b"']),
     target(parse_form, [FORM], read=lambda data: parse_form(data, "b")),
+    target(dual_bank.parse_record, [dual_bank.pack_record(BANKS)]),
+    target(ncp_assisted.parse_record, [ncp_assisted.pack_record(FETCH)]),
     target(parse_tag, [TAG]),
     target(find_tags, [b"firmware" + TAG, TAG + TAG], read=tags, also=[append_tag, read_as_cloud, tag_findings]),
     target(parse_build_time, ["Nov 16 2023 20:35:55"]),

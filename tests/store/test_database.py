@@ -92,7 +92,7 @@ async def test_sqlite_is_set_up_for_one_writer_and_many_readers(tmp_path: Path) 
                     (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar_one()
                     for name in ("journal_mode", "synchronous", "busy_timeout", "foreign_keys")
                 ]
-            assert values == ["wal", 1, 5000, 1]
+            assert values == ["wal", 1, 30_000, 1]
 
 
 async def test_a_reader_sees_one_committed_state_and_never_waits_for_a_writer(database: Database) -> None:

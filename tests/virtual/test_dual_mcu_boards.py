@@ -142,10 +142,10 @@ def test_a_bank_that_is_written_is_not_bootable_meanwhile() -> None:
 
 
 def test_conditions_come_from_a_file_and_nonsense_changes_nothing(tmp_path: Path) -> None:
-    terminal = line_of(McuOptions(tmp_path / "uart"))
+    terminal = line_of(McuOptions(tmp_path / "line"), tmp_path)
     assert terminal is not None
     try:
-        agent = mcu_agent(McuOptions(tmp_path / "uart"), terminal, tmp_path)
+        agent = mcu_agent(McuOptions(tmp_path / "line"), terminal, tmp_path)
         now = Conditions()
         agent.look_around(now)
         assert now == Conditions()
@@ -172,3 +172,27 @@ def test_the_link_to_a_pseudo_terminal_goes_with_it_and_nothing_else_is_replaced
     with pytest.raises(InvalidInput, match="in the way"):
         PseudoTerminal(place)
     assert place.read_text() == "mine"
+
+
+def test_a_line_that_is_there_is_used_and_left_alone_also_behind_a_link(tmp_path: Path) -> None:
+    real = PseudoTerminal(tmp_path / "real")
+    try:
+        (tmp_path / "serial0").symlink_to((tmp_path / "real").readlink())
+        assert line_of(McuOptions(tmp_path / "serial0"), tmp_path) is None
+        assert (tmp_path / "serial0").is_char_device()
+    finally:
+        real.close()
+
+
+def test_the_link_of_a_device_that_was_killed_is_made_anew(tmp_path: Path) -> None:
+    place = McuOptions(tmp_path / "line")
+    killed, alive = line_of(place, tmp_path), None
+    assert killed is not None
+    try:
+        alive = line_of(place, tmp_path)
+        assert alive is not None
+    finally:
+        killed.close()
+        if alive is not None:
+            assert place.serial.is_char_device()
+            alive.close()

@@ -487,3 +487,22 @@ def test_without_a_report_of_a_version_the_update_fails() -> None:
     bench.run(60, lambda: UpdateState.APPLIED in bench.states)
     bench.mcu.cut_power(now=bench.now, for_s=10_000)
     assert bench.outcome() is Outcome.FAILED
+
+
+def test_a_blank_board_with_one_bank_takes_its_first_image_from_the_ncp() -> None:
+    bench = DualMcuBench(NCP)
+    bench.mcu.hardware.erase_chip()
+    bench.offer(NEW)
+    assert bench.outcome() is Outcome.SUCCEEDED
+    assert bench.mcu.boots == ["boot loader", "2.0.0"]
+    assert updated(bench)
+
+
+def test_a_boot_loader_whose_ncp_has_lost_the_job_goes_back_to_the_app_that_is_still_there() -> None:
+    bench = up(NCP)
+    bench.offer(NEW)
+    bench.run(30, lambda: "boot loader" in bench.mcu.boots)
+    bench.ncp.update.job = None
+    bench.run(200, lambda: bench.mcu.boots[-1] == "1.0.0")
+    assert bench.mcu.boots == ["1.0.0", "boot loader", "1.0.0"]
+    assert bench.running_bytes == bench.first

@@ -30,7 +30,7 @@ def configure_logs(*, json: bool, level: str) -> None:
             rendering,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line and its end in one write
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(

@@ -197,7 +197,7 @@ def open_device(spec: DeviceSpec, listener: Listener) -> RunningDevice:
             provision(machine, record.name, code_certificate_of(spec.aws), spec.boot_keys)
         if isinstance(machine, AmebaHardware):
             set_straps(machine, spec.quirks)
-        terminal = None if spec.mcu is None else line_of(spec.mcu)
+        terminal = None if spec.mcu is None else line_of(spec.mcu, spec.state)
         agent, client = _agent(replace(spec, name=record.name, board=record.board), dialect, terminal)
     except BaseException:
         directory.unlock()

@@ -21,6 +21,7 @@ from flota.virtual.agents.blynk_mcu import BlynkMcuAgent
 
 CONDITIONS_FILE: Final = "conditions.json"
 CONDITIONS_MAX_BYTES: Final = 4096
+LINK_FILE: Final = "uart"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,18 @@ def is_primary_mcu(board: Board) -> bool:
     return board.boot in (BOOT_DUAL_BANK, BOOT_NCP_ASSISTED)
 
 
-def line_of(options: McuOptions) -> PseudoTerminal | None:
-    """Return the pseudo-terminal made for a device, None if its line is a port that is there."""
-    return None if is_serial_port(options.serial) else PseudoTerminal(options.serial)
+def line_of(options: McuOptions, state: Path) -> PseudoTerminal | None:
+    """Return the pseudo-terminal made for the device in `state`, None if its line is a port that is there.
+
+    Which link the device has made is noted: after a kill it may lead to whatever got the same number since.
+    """
+    note = state / LINK_FILE
+    made_before = options.serial.is_symlink() and note.exists() and note.read_text("utf-8") == str(options.serial)
+    if is_serial_port(options.serial) and not made_before:
+        return None
+    terminal = PseudoTerminal(options.serial, made_before=made_before)
+    note.write_text(str(options.serial), "utf-8")
+    return terminal
 
 
 def mcu_agent(options: McuOptions, terminal: PseudoTerminal | None, state: Path) -> BlynkMcuAgent:

@@ -4,6 +4,7 @@ device.json   board, name, MAC, build            flash.bin    NOR flash (all boa
 nvs.json      the agent's non-volatile store     slot_*.bin   slots (generic-linux), with boot.json
 fuses.json    one-time fuses                     lock         held by the process that runs the device
 aprom.bin, ldrom.bin, config.bin, spi.bin (m487)   sd.bin       SD card (m2354)
+uart          link to its line (primary MCUs)      conditions.json  the world around it (primary MCUs)
 """
 
 from __future__ import annotations

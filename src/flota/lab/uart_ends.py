@@ -23,13 +23,13 @@ READ_BYTES: Final = 65_536
 class PseudoTerminal:
     """A pseudo-terminal whose far end is at `path`, a symbolic link that goes with it.
 
-    It outlives the restarts of the device, as a UART does: what comes while nobody listens is lost. Raises
-    `InvalidInput` if something else is at `path`.
+    It outlives the restarts of the device, as a UART does: what comes while nobody listens is lost. `made_before`: a
+    link that is there is of a life of this device that was killed. Raises `InvalidInput` if something else is there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, made_before: bool = False) -> None:
         self.path = path
-        if path.exists() and not path.is_symlink():
+        if path.exists() and not (made_before and path.is_symlink()):
             raise InvalidInput(f"{path} is in the way", expected="a serial line, or nothing", found="another file")
         self._near, self._far = os.openpty()  # the far end stays open here too: nobody hangs up when its user dies
         tty.setraw(self._near)
@@ -83,8 +83,8 @@ class _NearEnd:
 
 
 def is_serial_port(path: Path) -> bool:
-    """Return whether a real line is at `path`, so that no pseudo-terminal is to be made there."""
-    return path.is_char_device() and not path.is_symlink()
+    """Return whether a line is at `path` already, or behind a link there, so that none is to be made."""
+    return path.is_char_device()
 
 
 async def open_port(

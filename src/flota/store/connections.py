@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from flota.errors import InvalidInput
 
-BUSY_TIMEOUT_MS: Final = 5000
-"""How long a SQLite writer waits for a writer of another process."""
+BUSY_TIMEOUT_MS: Final = 30_000
+"""How long SQLite waits for another process; one that makes the tables holds them for seconds on a slow disk."""
 
 WRITER_QUEUE_TIMEOUT_S: Final = 60
 """How long a writer waits for its turn in this process before it fails."""
@@ -25,9 +25,9 @@ POSTGRES_CONNECTIONS: Final = 8
 """Connections of each engine; more would only wait for the same rows."""
 
 SQLITE_SETTINGS: Final = (
+    f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",  # first: to change the journal's mode takes the database for oneself
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=NORMAL",  # a power cut may undo the last commits but never damages the file
-    f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
     "PRAGMA foreign_keys=ON",
 )
 
