@@ -115,4 +115,4 @@ async def main(plan: Plan) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(Plan(**json.loads(sys.argv[1]))))
+    uvloop.run(main(Plan(**json.loads(sys.stdin.readline()))))

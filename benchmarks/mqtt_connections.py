@@ -163,9 +163,10 @@ def post(up: Up, path: str, body: object) -> dict[str, dict[str, object]]:
 
 @contextlib.contextmanager
 def devices(plan: Plan) -> Iterator[Devices]:
-    command = [sys.executable, "-m", "benchmarks._mqtt_idle", json.dumps(asdict(plan))]
+    command = [sys.executable, "-m", "benchmarks._mqtt_idle"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         fleet = Devices(process)
+        fleet.tell(json.dumps(asdict(plan)))
         yield fleet
         fleet.tell("quit")
 

@@ -1,4 +1,4 @@
-"""`flota demo`: twenty virtual devices, a good release, and a bad one that is stopped."""
+"""`flota demo`: twenty-five virtual devices, a good release, and a bad one that is stopped."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def demo(
 ) -> None:
     """Show a whole fleet update on this machine, in under a minute.
 
-    Starts a server on free loopback ports, makes keys and releases, rolls version 2 out to twenty virtual devices by
+    Starts a server on free loopback ports, makes keys and releases, rolls version 2 out to 25 virtual devices by
     the routes they speak, then offers a version 3 that crashes and shows it stopped and rolled back. Exit status 0 only
     if every device runs, confirmed, what it should.
 
