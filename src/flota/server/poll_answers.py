@@ -224,7 +224,8 @@ class PollAnswers:
         known.fingerprint = _read_request(request)[0]
         known.device_id = device.id
         known.scope = self._scopes.setdefault(scope.tenant_id, Scope(scope.tenant_id, ROUTE))
-        known.rate_key = rate_key(request)
+        key = rate_key(request)
+        known.rate_key = path if key == path else key  # one text for both, nearly always
         known.address = address
         known.admitted_until = admitted_until
         known.body = answer.body if until is None or now < until else None
@@ -290,9 +291,14 @@ _MEDIA_TYPES: Final[dict[bytes, bytes]] = {}
 
 
 def rate_key(request: RequestScope) -> str:
-    """Return what one device's requests are counted under: its tenant and its name, as the path has them."""
+    """Return what one device's requests are counted under, as the path has it."""
     tenant, _, rest = request["path"].removeprefix("/").partition("/")
-    return f"{tenant.upper()}/{rest.removeprefix(POLL_MARK[1:]).partition('/')[0]}"
+    return device_key(tenant, rest.removeprefix(POLL_MARK[1:]).partition("/")[0])
+
+
+def device_key(tenant: str, name: str) -> str:
+    """Return the path of a device's polls: what it is counted under, whatever it asks for."""
+    return f"/{tenant.upper()}{POLL_MARK}{name}"
 
 
 def _read_request(request: RequestScope) -> tuple[bytes, bytes]:

@@ -43,6 +43,7 @@ from flota.server.api.ddi.reports import (
     is_skip_notice,
 )
 from flota.server.api.ddi.self_description import SelfDescription
+from flota.server.poll_answers import device_key
 from flota.server.updates import (
     ONLY_DOWNLOADED_DETAIL,
     ActionClosed,
@@ -260,4 +261,4 @@ def _late_end(execution: Execution, feedback: Feedback) -> Execution:
 
 
 def _rate_key(request: Request) -> str:
-    return f"{request.path_params['tenant'].upper()}/{request.path_params['controller_id']}"
+    return device_key(request.path_params["tenant"], request.path_params["controller_id"])
