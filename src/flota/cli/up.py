@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
@@ -124,6 +125,7 @@ def up(
     gateway = None if no_gateway else _local_gateway(settings, log_json=log_json, log_level=log_level)
 
     def announce_and_begin(server: RunningServer) -> None:
+        _spare_the_collector()
         announce(server)
         url = server.http or server.https
         if gateway is not None and url is not None and server.token_file is not None:
@@ -137,6 +139,18 @@ def up(
     if not finished:
         warn(f"some responses were cut off after {settings.stop_grace_s:g} s")
         os._exit(EXIT_FAILED)  # their threads still run, and would run into the interpreter's end
+
+
+COLLECT_AFTER: Final = (10_000, 20, 25)
+"""Python's own (700, 10, 10) has the cyclic collector walk through all that is remembered of a hundred thousand devices
+again and again: a seventh of the rate of polls. Little of ours is ever in a cycle (benchmarks/poll.py)."""
+
+
+def _spare_the_collector() -> None:
+    """Take what a start has made out of the cyclic collector's sight, and let it look less often from now on."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
 
 
 def default_data_directory() -> Path:
