@@ -210,6 +210,11 @@ def _magics(data: Buffer) -> Iterator[int]:
         place = data.find(MAGIC, place + len(MAGIC))
 
 
+def may_hold_tag(data: Buffer) -> bool:
+    """Return whether the magic stands anywhere: backwards, which takes three quarters of the time."""
+    return not isinstance(data, bytes) or data.rfind(MAGIC) >= 0
+
+
 def find_tags(data: Buffer) -> tuple[FoundTag, ...]:
     """Return the tags in the raw bytes, in order; at most 16. The first is the one that counts."""
     found: list[FoundTag] = []

@@ -68,8 +68,12 @@ def inspection_as_dict(inspection: Inspection) -> dict[str, object]:
 
 def _with_firmware_tag(found: Inspection, data: Buffer) -> Inspection:
     """Add what a Blynk firmware tag says: one in the raw bytes, else the first in what is packed in the file."""
-    tags, where, searched = blynk_tag.find_tags(data), "", data
-    findings = tuple(blynk_tag.tag_findings(data, tags))
+    tags: tuple[blynk_tag.FoundTag, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    where, searched = "", data
+    if blynk_tag.may_hold_tag(data):
+        tags = blynk_tag.find_tags(data)
+        findings = tuple(blynk_tag.tag_findings(data, tags))
     if not tags:
         for name, content in unpacked_members(data):
             tags = blynk_tag.find_tags(content)
