@@ -15,7 +15,7 @@ from flota.gateway.ncp_update_desk import update_job, with_verdict
 from flota.protocols.blynk.ncp_states import UpdateState
 
 JOB = NcpJob(7, UpdateState.STREAMING, "fw.bin", 3, "0f" * 32, "TMPLabcd1234", "1.2.4", "", sequence=5)
-SETTINGS = NcpRunSettings("/dev/null", "http://127.0.0.1:8080", "pump-1", "/tmp/state", ["trust.json"])
+SETTINGS = NcpRunSettings("/dev/null", "http://127.0.0.1:8080", "pump-1", "state", ["trust.json"])
 
 
 def test_what_is_kept_is_read_again_by_the_next_life(tmp_path: Path) -> None:

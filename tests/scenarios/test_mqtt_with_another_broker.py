@@ -124,8 +124,8 @@ class Client:
         (code,) = self._granted.get(timeout=WITHIN_S)
         return code
 
-    def publish(self, topic: str, payload: bytes, qos: int = 1, *, retain: bool = False) -> None:
-        self.client.publish(topic, payload, qos, retain)
+    def publish(self, topic: str, payload: bytes, qos: int = 1, *, retain: bool = False) -> Any:
+        return self.client.publish(topic, payload, qos, retain)
 
     def next(self, within_s: float = WITHIN_S) -> tuple[str, bytes]:
         return self.arrived.get(timeout=within_s)
@@ -204,7 +204,6 @@ def test_a_thing_updates_over_mosquitto_which_is_restarted_in_mid_stream(
             while len(got) < blocks // 2:
                 ask(device, stream, got, blocks)
             mosquitto.stop()
-            time.sleep(1)
             mosquitto.start()
             deadline = time.monotonic() + 45
             while len(got) < blocks and time.monotonic() < deadline:
@@ -283,8 +282,7 @@ def test_what_a_thing_tells_goes_to_another_broker_and_back_by_the_rules(
         plant.publish(f"plant/things/{THING}/orders/valve", b"open")
         assert device.next() == (f"{THING}/orders/valve", b"open")
         mosquitto.stop()
-        device.publish(f"telemetry/{THING}/heat", b"while it was away")
-        time.sleep(0.5)
+        device.publish(f"telemetry/{THING}/heat", b"while it was away", retain=True).wait_for_publish(WITHIN_S)
         mosquitto.start()
         assert plant.next() == (f"plant/telemetry/{THING}/heat", b"while it was away")
         wait_until(lambda: _hears(plant, device), within_s=WITHIN_S, what="the bridge subscribes again")

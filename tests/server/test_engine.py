@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime
 
+import pytest
+
 from flota.fleet.devices import DeviceState
 from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState
 from flota.fleet.rollouts import Rollout, RolloutPolicy, RolloutState
 from flota.fleet.storage import DeviceSighting, NewDevice
+from flota.server import engine as engine_module
 from flota.server.engine import Engine
 from flota.store.database import Database
 from tests.conftest_postgres import database, database_url, postgres_server
@@ -264,3 +267,19 @@ async def test_at_the_threshold_a_continuous_rollout_takes_in_nobody_more(databa
     rollout, executions = await state_of(database, fleet)
     assert rollout.state is R.ABORTED
     assert "late" not in [e.device_name for e in executions]
+
+
+async def test_a_crowd_that_is_not_accepted_keeps_nobody_from_joining(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "JOINING_MAX", 2)
+    fleet, engine, clock = await a_continuous_fleet(database)
+    await engine.tick()
+    async with database.transaction() as tx:
+        for number in range(3):
+            await tx.add_device(fleet.scope, NewDevice(f"stranger-{number}", "pump", DeviceState.PENDING), now=at(1))
+        await tx.add_device(fleet.scope, NewDevice("late", "pump", DeviceState.ACCEPTED), now=at(1))
+    clock.seconds = 60
+    await engine.tick()
+    _, executions = await state_of(database, fleet)
+    assert [e.device_name for e in executions][3:] == ["late"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from flota.errors import InvalidInput
@@ -46,6 +46,12 @@ class Selector:
             and (self.name_part is None or self.name_part.lower() in device.name.lower())
             and all(device.labels.get(name) == value for name, value in self.labels.items())
         )
+
+    def fitting(self, type_name: str) -> DeviceFilter | None:
+        """Return the condition for the accepted devices of a type among those selected; None if there can be none."""
+        if self.type_name not in (None, type_name) or self.state not in (None, DeviceState.ACCEPTED):
+            return None
+        return replace(self.device_filter(), type_name=type_name, state=DeviceState.ACCEPTED)
 
     def device_filter(self) -> DeviceFilter:
         """Return the same conditions as the store's queries take them."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
 from flota.errors import Conflict, FlotaError
-from flota.fleet.devices import DeviceState
 from flota.fleet.executions import OPEN_STATES, UNSUCCESSFUL_STATES, ExecutionState
 from flota.fleet.rollout_decisions import (
     ChangeExecution,
@@ -134,13 +133,12 @@ class Engine:
 
     async def _select_for(self, scope: Scope, rollout: Rollout) -> int:
         selector = parse_selector(rollout.selector)
-        wanted = replace(selector.device_filter(), outside_rollout=rollout.id)
+        fitting = selector.fitting(rollout.type_name)
+        joining: Sequence[int] = ()
         async with self._storage.reading() as reading:
-            joining = [
-                device.id
-                for device in await reading.list_devices(scope, wanted, limit=JOINING_MAX)
-                if device.state is DeviceState.ACCEPTED and device.type_name == rollout.type_name
-            ]
+            if fitting is not None:
+                outside = replace(fitting, outside_rollout=rollout.id)
+                joining = await reading.device_ids(scope, outside, limit=JOINING_MAX)
             at_work = DeviceFilter(type_name=rollout.type_name, open_in_rollout=rollout.id)
             leaving = {
                 device.id

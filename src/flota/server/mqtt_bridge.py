@@ -28,6 +28,7 @@ FORGET_EVERY_S: Final = 60.0
 """How often it is looked which filters nobody has any more."""
 
 FILTERS_MAX: Final = 50_000
+"""Filters at the other broker; one more is refused to the thing. A thousand things with all that a session may have."""
 
 
 class MqttBridge:
@@ -38,7 +39,7 @@ class MqttBridge:
         self._broker = broker
         self._filters: dict[str, set[tuple[Hashable, str]]] = {}
         """By the name there: who has which filter here."""
-        self.link = UpstreamLink(url, client_id=client_id, on_message=self._arrived, on_connected=self._wanted)
+        self.link = UpstreamLink(url, client_id=client_id, on_message=self._arrived, wanted=self._wanted)
 
     def may_subscribe(self, thing: ThingIdentity, topic_filter: str) -> bool:
         """Whether the rules bring this in; it is subscribed to there before the answer is sent."""

@@ -9,7 +9,6 @@ agent subscribes to. Source: docs/reference/aws-iot.md, "With a broker of one's 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from collections import deque
 from collections.abc import Hashable, Iterable
@@ -45,7 +44,9 @@ REQUEST_QOS: Final = 1
 REQUESTS_WAITING_MAX: Final = 100
 """Per thing. A device that does not hear asks again."""
 
-THINGS_AT_WORK_MAX: Final = 10_000
+LOOKED_UP_MAX: Final = 10_000
+"""Things that are looked up at a time: anybody whom the broker lets in may name one."""
+
 LOOK_FOR_THINGS_EVERY_S: Final = 5.0
 PAGE: Final = 1000
 _FALLBACK: Final = "/jobs/$next/get/accepted"
@@ -112,7 +113,7 @@ class MqttResponder:
             url,
             client_id=f"flota-responder-{secrets.token_hex(4)}",
             on_message=self._arrived,
-            on_connected=lambda: [(one, REQUEST_QOS) for one in request_filters()],
+            wanted=lambda: [(one, REQUEST_QOS) for one in request_filters()],
         )
         self.dropped = 0
         """Requests that nobody had time for."""
@@ -189,25 +190,25 @@ class MqttResponder:
             thing.task = asyncio.create_task(self._work_off(thing))
 
     async def _work_off(self, thing: RemoteThing) -> None:
-        try:
-            while thing.waiting:
-                publish = thing.waiting.popleft()
-                thing.answer_qos = publish.qos
+        while thing.waiting:
+            publish = thing.waiting.popleft()
+            thing.answer_qos = publish.qos
+            try:
                 doing = self._dialect.receive(thing, publish)
                 if doing is not None:
                     await doing
-        except Exception as error:  # noqa: BLE001 - one thing's request must not end the responder
-            _log.error("aws_iot.request_failed", thing=thing.identity.name, exc_info=error)
-        finally:
-            thing.task = None
+            except Exception as error:  # noqa: BLE001 - one request must end neither the next ones nor the responder
+                _log.error("aws_iot.request_failed", thing=thing.identity.name, exc_info=error)
+        thing.task = None
 
     def _begin_with(self, name: str, publish: Publish) -> None:
-        """Look up who this is; what it asks meanwhile is lost, and asked again."""
-        if len(self._looking_up) >= THINGS_AT_WORK_MAX or name in self._looking_up:
-            self.dropped += name not in self._looking_up
-            waiting = self._looking_up.get(name)
-            if waiting is not None and len(waiting) < REQUESTS_WAITING_MAX:
-                waiting.append(publish)
+        """Look up who this is; what it asks meanwhile waits, within the same bounds."""
+        waiting = self._looking_up.get(name)
+        if waiting is not None and len(waiting) < REQUESTS_WAITING_MAX:
+            waiting.append(publish)
+            return
+        if waiting is not None or len(self._looking_up) >= LOOKED_UP_MAX:
+            self.dropped += 1
             return
         self._looking_up[name] = [publish]
         task = asyncio.create_task(self._look_up(name))
@@ -222,8 +223,8 @@ class MqttResponder:
             thing = await self._follow(scope, device)
         except NotFound:
             thing = None
-        except FlotaError as error:
-            _log.warning("aws_iot.thing_not_looked_up", thing=name, error=str(error))
+        except Exception as error:  # noqa: BLE001 - whatever the driver raises: the thing asks again
+            _log.warning("aws_iot.thing_not_looked_up", thing=name, error=repr(error))
             thing = None
         finally:
             waiting = self._looking_up.pop(name, [])
@@ -259,11 +260,10 @@ class MqttResponder:
     async def _look_for_things(self, stop: asyncio.Event) -> None:
         """Follow every device whose board is updated this way: it is told of its job though it has never asked."""
         while not stop.is_set():
-            with contextlib.suppress(OSError):
-                try:
-                    await self._follow_all()
-                except FlotaError as error:
-                    _log.warning("aws_iot.things_not_read", error=str(error))
+            try:
+                await self._follow_all()
+            except Exception as error:  # noqa: BLE001 - whatever the driver raises: it is tried again
+                _log.warning("aws_iot.things_not_read", error=repr(error))
             await wait_for_any(stop, timeout_s=LOOK_FOR_THINGS_EVERY_S)
 
     async def _follow_all(self) -> None:

@@ -148,8 +148,8 @@ async def _selected(transaction: Transaction, scope: Scope, expression: str, typ
     """Return the ids of the accepted devices of the release's type that a selector picks now."""
     selector = parse_selector(expression)
     chosen: Sequence[int] = ()
-    if selector.type_name in (None, type_name) and selector.state in (None, DeviceState.ACCEPTED):
-        fitting = replace(selector.device_filter(), type_name=type_name, state=DeviceState.ACCEPTED)
+    fitting = selector.fitting(type_name)
+    if fitting is not None:
         chosen = await transaction.device_ids(scope, fitting, limit=MAX_DEVICES + 1)
     if len(chosen) > MAX_DEVICES:
         raise InvalidInput("too many devices for one rollout", expected=f"at most {MAX_DEVICES}")

@@ -52,7 +52,7 @@ class Message:
 
 
 class UpstreamLink:
-    """One session at the broker. `on_connected` runs at each connection, before any message; both run in the loop."""
+    """One session at the broker. `wanted` gives the filters and their QoS, at each connection; both run in the loop."""
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class UpstreamLink:
         *,
         client_id: str,
         on_message: Callable[[Message], None],
-        on_connected: Callable[[], Iterable[tuple[str, int]]],
+        wanted: Callable[[], Iterable[tuple[str, int]]],
     ) -> None:
         self.url = url
         self._client_id = client_id
         self._on_message = on_message
-        self._filters = on_connected
+        self._wanted = wanted
         self._client: gmqtt.Client | None = None
         self._waiting: deque[Message] = deque()
         self._waiting_bytes = 0
@@ -114,13 +114,7 @@ class UpstreamLink:
     def publish(self, message: Message) -> bool:
         """Send a message; one of QoS 1 waits for the connection where there is none. Returns False if it is lost."""
         client = self._client
-        if client is None or not client.is_connected:
-            if message.qos == 0:
-                self.dropped += 1
-                return False
-            self._wait(message)
-            return True
-        if _unsent_bytes(client) > UNSENT_MAX_BYTES:
+        if client is None or not client.is_connected or _unsent_bytes(client) > UNSENT_MAX_BYTES:
             if message.qos == 0:
                 self.dropped += 1
                 return False
@@ -131,7 +125,7 @@ class UpstreamLink:
         return True
 
     def subscribe(self, topic_filter: str, qos: int) -> None:
-        """Subscribe, if there is a connection: at the next one `on_connected` says what is wanted."""
+        """Subscribe, if there is a connection: at the next one `wanted` says it."""
         if self._client is not None and self._client.is_connected:
             self._client.subscribe(topic_filter, qos=qos)
 
@@ -162,7 +156,7 @@ class UpstreamLink:
         self._client = client
         self.connects += 1
         _log.info("mqtt_upstream.connected", broker=str(self.url))
-        for topic_filter, qos in self._filters():
+        for topic_filter, qos in self._wanted():
             client.subscribe(topic_filter, qos=qos)
         self._drain(client)
 
