@@ -4,10 +4,13 @@
 PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
 BIN := .venv/bin
-JOBS ?= 2
+JOBS ?= 3
+# One more than CI has cores: one worker's tests wait most of the time. Compiled files are kept, whatever the environment
+# says: every worker, and every process that a test starts, would else compile the whole source once more.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check format test test-deps fuzz bench docs firmware firmware-check requirements clean
+.PHONY: help setup demo run check format test test-fast test-deps fuzz bench docs firmware firmware-check requirements clean
 
 help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,7 +42,10 @@ format: .venv/.flota-dev ## Format the code
 	$(BIN)/ruff check --fix .
 
 test: .venv/.flota-dev ## The test-suite
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup
+	$(PYTEST)
+
+test-fast: .venv/.flota-dev ## The test-suite without sweeps and without scenarios of several processes
+	$(PYTEST) -m "not sweep and not scenario"
 
 test-deps: .venv/.flota-dev ## Install what some tests need and pip cannot bring (Debian packages)
 	@sh tools/install-test-deps.sh

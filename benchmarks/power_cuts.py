@@ -22,8 +22,9 @@ import time
 
 from flota.lab.cut_moments import CutMoment, moments_of
 from flota.lab.esp_sweep_device import SweepAgent
-from flota.lab.reproducer import Reproducer, SweepSubject, replay
+from flota.lab.reproducer import Reproducer, replay
 from flota.lab.sweep import Effort, Part, Pass, _reference, run_part
+from flota.lab.sweep_subjects import SweepSubject
 from flota.virtual.boot.esp_idf import BootBuild
 
 KIB = 1024

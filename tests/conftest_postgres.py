@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from flota.store.database import Database
+from tests.empty_database import make_empty_database
 
 _numbers = itertools.count(1)
 _TEMPLATE = "flota_with_tables"
@@ -61,15 +62,10 @@ async def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> 
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def database_url(
-    request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[str]:
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """Return the URL of a database with all tables and no row."""
     if request.param == "sqlite":
-        template = tmp_path_factory.getbasetemp() / f"{_TEMPLATE}.db"
-        if not template.exists():
-            await (await Database.open(f"sqlite+aiosqlite:///{template}")).close()
-        shutil.copy(template, tmp_path / "flota.db")
+        make_empty_database(tmp_path / "flota.db")
         yield f"sqlite+aiosqlite:///{tmp_path}/flota.db"
         return
     server: sa.URL = request.getfixturevalue("postgres_server")

@@ -18,6 +18,8 @@ import pytest
 
 from flota.cli.app import main
 from flota.client.management import ManagementClient
+from flota.server.settings import DataDirectory
+from tests.empty_database import make_empty_database
 
 START_WITHIN_S = 30
 STOP_WITHIN_S = 20
@@ -61,6 +63,7 @@ Flota = Callable[..., Result]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     data = tmp_path_factory.mktemp("data")
+    make_empty_database(DataDirectory(data).database)
     command = [
         sys.executable,
         "-m",

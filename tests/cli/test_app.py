@@ -1,8 +1,24 @@
 """Whatever goes wrong, a person gets one clear error and the right exit status, never a traceback."""
 
+import logging
+from collections.abc import Iterator
+
 import pytest
+import structlog
 
 from flota.cli.app import COMMANDS, main
+
+
+@pytest.fixture
+def logs_as_before() -> Iterator[None]:
+    """Undo what a process does once at its start, and this process goes on after."""
+    root, ours = logging.getLogger(), logging.getLogger("flota")
+    before, levels, configured = list(root.handlers), (root.level, ours.level), structlog.get_config()
+    yield
+    root.handlers[:] = before
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+    structlog.configure(**configured)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -11,6 +27,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     return int(ended.value.code or 0), capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("logs_as_before")
 def test_what_the_system_refuses_is_named_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     status, said = run(capsys, "up", "--data", "/proc/flota", "--http", "127.0.0.1:0", "--no-https")
     assert status == 1

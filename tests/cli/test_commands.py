@@ -129,6 +129,8 @@ def test_files_that_are_not_utf8_are_a_clear_error(flota: Flota, tmp_path: Path)
         ("type", "trust", "generic-linux"),
         ("ship", "x.bin"),
         ("ship", "x.bin", "--type", "t", "--version", "", "--to", "all", "--key", "k"),
+        ("ship", "no_version.bin", "--type", "t", "--to", "all", "--key", "k"),
+        ("release", "create", "app_V1.0.bin", "--type", "t"),
         ("ship", "x.bin", "--type", "t", "--version", "1", "--to", "all", "--key", "k", "--waves", "0,500%"),
         ("release", "create", "x.bin", "--type", "t", "--version", " "),
         ("rollout", "create", "--release", "1", "--devices", "a", "--waves", "0,500%"),

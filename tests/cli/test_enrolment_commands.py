@@ -92,6 +92,9 @@ def test_a_type_says_when_and_how_its_devices_update(flota: Flota) -> None:
     assert "02:00" in text
     changed = flota("type", "set", "night", "--maintenance", "none", "--no-confirm", "--json").json()
     assert (changed["maintenance"], changed["confirm"], changed["download_ahead"]) == (None, False, True)
+    assert flota("type", "set", "night", "--poll-interval", "60", "--json").json()["poll_interval_s"] == 60
+    assert "60 s" in flota("type", "show", "night").out
+    assert flota("type", "set", "night", "--poll-interval", "0").status == 2
     refused = flota("type", "set", "night", "--maintenance", "whenever")
     assert refused.status == 1
     assert "sat,sun 02:00" in refused.err

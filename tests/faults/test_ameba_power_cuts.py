@@ -19,8 +19,8 @@ from flota.lab.at_once import TimelessPace
 from flota.lab.cut_moments import cut_of, moments_of
 from flota.lab.esp_sweep_device import SweepAgent
 from flota.lab.oracle import Promise
-from flota.lab.reproducer import SweepSubject
 from flota.lab.sweep import Effort, Part, Pass, _reference, live_uninterrupted, run_part
+from flota.lab.sweep_subjects import SweepSubject
 from flota.lab.swept_flash import SweptFlash
 from flota.virtual.ameba_board import AmebaHardware
 from flota.virtual.ameba_ota import CLEARED_WORD, AmebaUpdate

@@ -10,8 +10,9 @@ from flota.lab.cut_moments import CutMoment
 from flota.lab.cut_scenarios import SCENARIOS, scenario_named
 from flota.lab.esp_sweep_device import SweepAgent
 from flota.lab.power_cuts import Journey, PlannedCut
-from flota.lab.reproducer import SweepSubject, parse_line, replay
+from flota.lab.reproducer import parse_line, replay
 from flota.lab.sweep import Effort, live_uninterrupted, sweep
+from flota.lab.sweep_subjects import SweepSubject
 from flota.virtual.ab_board import AbHardware
 from flota.virtual.boot.ab_record import NumberedRecord, newest, pack_record
 from flota.virtual.boot.esp_idf import BootBuild

@@ -7,8 +7,9 @@ import pytest
 from flota.errors import InvalidInput
 from flota.lab.cut_scenarios import SCENARIOS
 from flota.lab.esp_sweep_device import SweepAgent
-from flota.lab.reproducer import SweepSubject, parse_line, replay
+from flota.lab.reproducer import parse_line, replay
 from flota.lab.sweep import Effort, first_failure, live_uninterrupted, sweep
+from flota.lab.sweep_subjects import SweepSubject
 from flota.virtual import dual_bank_board, dual_mcu_flash
 from flota.virtual.boot.esp_idf import BootBuild
 from flota.virtual.boot.ncp_assisted import FetchRecord

@@ -8,8 +8,8 @@ import pytest
 
 from flota.lab.cut_scenarios import SCENARIOS
 from flota.lab.esp_sweep_device import USUAL_AGENTS, SweepAgent
-from flota.lab.reproducer import SweepSubject
 from flota.lab.sweep import Effort, sweep
+from flota.lab.sweep_subjects import SweepSubject
 from flota.virtual.boot.esp_idf import BootBuild
 
 IMAGE_SIZE = 32 * 1024

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flota.fleet.attempts import AttemptLimit
 from flota.fleet.executions import Execution, ExecutionState
 from flota.fleet.firmware_reports import (
     APPLY_TIME,
@@ -59,7 +60,7 @@ def judge(execution: Execution, running: Firmware = OLD, *, minutes: float, repo
         running,
         NEW,
         conditions=NO_CONDITIONS,
-        attempts=3,
+        limit=AttemptLimit(3),
         reported_at=at(minutes if reported is None else reported),
         since=START,
         now=at(minutes),
@@ -101,7 +102,7 @@ def test_the_offered_firmware_in_a_report_is_success_however_it_got_there(detail
 )
 def test_how_far_a_delivery_came_is_read_from_the_details(details: dict[str, str], delivery: Delivery) -> None:
     record = delivery_record(an_execution(details=details).details)
-    assert delivery_of(record, attempts=3, since=START, now=at(5)) is delivery
+    assert delivery_of(record, limit=AttemptLimit(3), since=START, now=at(5)) is delivery
 
 
 def test_after_a_whole_delivery_the_old_firmware_counts_only_when_the_mcu_has_had_its_time() -> None:

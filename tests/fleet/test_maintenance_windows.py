@@ -163,3 +163,36 @@ def test_the_sleep_before_a_window_stays_within_its_bounds(seconds: int, interva
     sleep_s = sleep_before_window(now + timedelta(seconds=seconds), now=now, interval_s=interval_s)
     assert min(SLEEP_MIN_S, interval_s) <= sleep_s <= interval_s
     assert sleep_s <= max(seconds // 3, min(SLEEP_MIN_S, interval_s))
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "zone"),
+    [
+        ("daily 00:00 6h local", {"timezone": "Asia/Kathmandu"}, "Asia/Kathmandu"),
+        ("daily 00:00 6h local", {}, "UTC"),
+        ("daily 00:00 6h local/Europe/Berlin", {}, "Europe/Berlin"),
+        ("daily 00:00 6h local/Europe/Berlin", {"timezone": "Asia/Kathmandu"}, "Asia/Kathmandu"),
+        ("daily 00:00 6h local/Europe/Berlin", {"timezone": "Mars/Olympus"}, "Europe/Berlin"),
+        ("daily 00:00 6h local", {"timezone": "../../etc/passwd"}, "UTC"),
+        ("daily 00:00 6h Europe/Berlin", {"timezone": "Asia/Kathmandu"}, "Europe/Berlin"),
+    ],
+)
+def test_a_window_in_local_time_opens_by_each_devices_own_clock(text: str, labels: dict[str, str], zone: str) -> None:
+    schedule = parse_schedule(text)
+    assert str(schedule) == text
+    assert schedule.for_device(labels).zone == zone
+
+
+def test_midnight_comes_to_the_east_first() -> None:
+    schedule = parse_schedule("daily 00:00 6h local")
+    evening = datetime(2026, 3, 1, 18, 30, tzinfo=UTC)
+    in_kathmandu = window_state(schedule.for_device({"timezone": "Asia/Kathmandu"}), now=evening)
+    in_berlin = window_state(schedule.for_device({"timezone": "Europe/Berlin"}), now=evening)
+    assert (in_kathmandu.is_open, in_kathmandu.until) == (True, datetime(2026, 3, 2, 0, 15, tzinfo=UTC))
+    assert (in_berlin.is_open, in_berlin.until) == (False, datetime(2026, 3, 1, 23, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("text", ["daily 00:00 6h local/", "daily 00:00 6h local/Mars", "daily 00:00 6h locale"])
+def test_a_local_window_with_a_fallback_that_nobody_knows_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        parse_schedule(text)

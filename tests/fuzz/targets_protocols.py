@@ -231,6 +231,10 @@ def ranges(data: bytes) -> object:
     return http_range.parse_range(text, 1000)
 
 
+def several_ranges(data: bytes) -> object:
+    return http_range.parse_several_ranges(as_text(data), 1000)
+
+
 def version(data: bytes) -> object:
     return version_order(parse_version(as_text(data)))
 
@@ -300,6 +304,7 @@ TARGETS: tuple[Target, ...] = (
         longest=MESSAGE_MAX_BYTES,
     ),
     target(http_range.parse_range, ["bytes=0-99", "bytes=-5", 'W/"a", "b"'], read=ranges),
+    target(http_range.parse_several_ranges, ["bytes=0-9,20-", "bytes=-5,0-1"], read=several_ranges),
     target(http_range.parse_content_range, ["bytes 0-99/1000", "bytes 5-9/*"]),
     target(http_range.parse_unsatisfied_content_range, ["bytes */1000"]),
     target(http_update.parse_mac, ["AA:bb:CC:dd:EE:01"]),

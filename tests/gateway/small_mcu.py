@@ -1,4 +1,4 @@
-"""An MCU of this process on one end of a pseudo-terminal: two banks in memory, and images that say who they are."""
+"""An MCU of this process on one end of a pseudo-terminal: it runs what it is given, and says so."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import os
 import tty
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
 
 from flota.images.blynk_tag import find_tags, pack_tag, written_pairs
 from flota.protocols.blynk.mcu import Mcu, McuSettings
 from flota.protocols.blynk.mcu_states import (
     ApplyNow,
     ChunkArrived,
-    McuPolicy,
     OfferMade,
     PrefetchEnded,
     ReceivingBegan,
@@ -26,6 +24,7 @@ from flota.transports.uart import MachineOnLine
 
 FW_TYPE = "TMPLabcd1234"
 BUILD = "Nov 16 2023 20:35:55"
+REBOOT_S = 0.1
 
 
 def firmware(version: str, size: int = 20_000, *, fw_type: str = FW_TYPE) -> bytes:
@@ -73,23 +72,13 @@ class PtyLine:
 
 
 class SmallMcu:
-    """Runs `image`; a new one gets `boots` tries to confirm itself, which `confirms(version)` says whether it does."""
+    """Runs `image`; a new one that is applied is believed at once. Without an app its boot loader listens."""
 
-    def __init__(
-        self, image: bytes, *, policy: McuPolicy | None = None, confirms: Callable[[str], bool] = lambda version: True
-    ) -> None:
+    def __init__(self, image: bytes, *, has_app: bool = True) -> None:
         self.image = image
-        self.confirms = confirms
-        self.versions = [info_of(image).version]
+        self.has_app = has_app
         self.flash = bytearray()
         self.offers: list[str] = []
-        self.reboot_s = 0.1
-        self.life_s = 0.5
-        """How long an image lives that does not confirm itself."""
-        self.chunk_s = 0.0
-        self._policy = policy or McuPolicy()
-        self._before: bytes | None = None
-        self._boots_left = 0
         self.line = PtyLine(self._received)
         self._start()
 
@@ -97,46 +86,24 @@ class SmallMcu:
     def path(self) -> str:
         return self.line.path
 
-    @property
-    def version(self) -> str:
-        return info_of(self.image).version
-
     def _received(self, data: bytes) -> None:
         if self._machine is not None:
             self._machine.received(data)
 
     def _start(self) -> None:
-        settings = McuSettings(info_of(self.image), template_id=FW_TYPE, template_name="Demo", policy=self._policy)
+        settings = McuSettings(info_of(self.image), template_id=FW_TYPE, is_boot_loader=not self.has_app)
         self.mcu = Mcu(settings, now=asyncio.get_running_loop().time())
         self._machine: MachineOnLine | None = MachineOnLine(self.mcu, self._happened)
         self._machine.attach(self.line)
 
-    async def reset(self) -> None:
-        """Lose the power for a moment; an image on trial has one boot less."""
-        machine, self._machine = self._machine, None
-        if machine is not None:
-            await machine.stop()
-        await asyncio.sleep(self.reboot_s)
-        if self._before is not None:
-            self._boots_left -= 1
-            if self._boots_left <= 0:
-                self.image, self._before = self._before, None
-        self.versions.append(self.version)
-        self._start()
-        if self._before is not None:
-            if self.confirms(self.version):
-                self._before = None
-            else:
-                self._task = asyncio.ensure_future(self._die())
-
-    async def _die(self) -> None:
-        await asyncio.sleep(self.life_s)
-        await self.reset()
-
     async def _apply(self) -> None:
         await asyncio.sleep(0.05)
-        self._before, self.image, self._boots_left = self.image, bytes(self.flash), 4
-        await self.reset()
+        self.image, self.has_app = bytes(self.flash), True
+        machine, self._machine = self._machine, None
+        assert machine is not None
+        await machine.stop()
+        await asyncio.sleep(REBOOT_S)
+        self._start()
 
     async def close(self) -> None:
         if self._machine is not None:
@@ -158,21 +125,10 @@ class SmallMcu:
         elif isinstance(event, ChunkArrived):
             assert event.offset == len(self.flash)
             self.flash += event.data
-            if self.chunk_s:
-                asyncio.get_running_loop().call_later(self.chunk_s, self._stored, machine, mcu)
-            else:
-                machine.tell(mcu.chunk_stored(True, now=now))
+            machine.tell(mcu.chunk_stored(True, now=now))
         elif isinstance(event, VerifyImage):
             known = event.digests
             right = known.crc32 == zlib.crc32(self.flash) and known.sha256 == hashlib.sha256(self.flash).digest()
             machine.tell(mcu.verified(right, now=now))
         elif isinstance(event, ApplyNow):
             self._task = asyncio.ensure_future(self._apply())
-
-    def _stored(self, machine: MachineOnLine, mcu: Mcu) -> None:
-        if self._machine is machine:
-            machine.tell(mcu.chunk_stored(True, now=machine.now))
-
-
-def policy_with_chunks(size: int) -> McuPolicy:
-    return replace(McuPolicy(), chunk=size)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
+import mmap
 import tarfile
 import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -293,3 +298,48 @@ def test_inspect_shows_the_tag_and_what_is_wrong_with_it() -> None:
     assert rows["firmware tag"].endswith(f"{len(FIRMWARE):#x}")
     assert [finding.code for finding in found.findings] == ["tag-hidden"]
     assert inspection_as_dict(found)["firmware_tag"] == {"mcu": "1.2+3", "fw-type": "T"}
+
+
+@pytest.mark.parametrize("kind", [bytes, memoryview, "mmap"], ids=["bytes", "memoryview", "mmap"])
+@pytest.mark.parametrize("border", [4096, 65_536])
+def test_a_tag_over_the_border_of_a_page_is_found_wherever_the_border_cuts_it(
+    tmp_path: Path, kind: object, border: int
+) -> None:
+    for cut in (1, 7, 8, 9, 40, len(OFFICIAL) - 1):
+        data = bytes(border - cut) + OFFICIAL + bytes(10)
+        with as_buffer(data, kind, tmp_path / "image.bin") as buffer:
+            (found,) = find_tags(buffer)
+            cloud = read_as_cloud(buffer)
+        assert (found.offset, found.tag.pairs) == (border - cut, PAIRS)
+        assert cloud is not None
+        assert cloud.is_of(found.tag)
+
+
+@pytest.mark.parametrize("kind", [bytes, memoryview, "mmap"], ids=["bytes", "memoryview", "mmap"])
+def test_a_tag_that_is_the_end_of_the_file_is_found_and_one_byte_less_is_none(tmp_path: Path, kind: object) -> None:
+    data = FIRMWARE + OFFICIAL
+    with as_buffer(data, kind, tmp_path / "image.bin") as buffer:
+        assert len(find_tags(buffer)) == 1
+    with as_buffer(data[:-1], kind, tmp_path / "cut.bin") as buffer:
+        assert find_tags(buffer) == ()
+        assert read_as_cloud(buffer) is None
+
+
+@contextlib.contextmanager
+def as_buffer(data: bytes, kind: object, file: Path) -> Iterator[Any]:
+    """Give the bytes as each reader of files gets them."""
+    if kind != "mmap":
+        yield data if kind is bytes else memoryview(data)
+        return
+    file.write_bytes(data)
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        yield mapped
+
+
+@pytest.mark.parametrize("kept", [40, len(OFFICIAL) - 1])
+def test_a_tag_that_the_bound_of_unpacking_cuts_is_none(kept: int) -> None:
+    (content,) = (
+        content for _, content in unpacked_members(gzip.compress(FIRMWARE + OFFICIAL), limit=len(FIRMWARE) + kept)
+    )
+    assert content.endswith(OFFICIAL[:kept])
+    assert find_tags(content) == ()

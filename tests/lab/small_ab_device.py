@@ -10,8 +10,9 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 
-from flota.lab.oracle import Oracle, Reason, Region, Released
-from flota.lab.power_cuts import Boot, Chip, LifeEnd, Milestone, Offer
+from flota.lab.known_limits import KnownLimit
+from flota.lab.oracle import Broken, Oracle, Reason, Region, Released
+from flota.lab.swept_device import Boot, Chip, LifeEnd, Milestone, Offer
 from flota.lab.swept_flash import SweptFlash
 
 SECTOR = 64
@@ -58,10 +59,13 @@ class SmallAbDevice:
             [self._first.released, *(one.released for one in self.offers)], self.regions, {"flash": self.flash}
         )
 
+    def limit(self, broken: Broken) -> KnownLimit | None:
+        return None
+
     def counter(self) -> int | None:
         return None
 
-    def boot(self) -> Boot:
+    def boot(self, milestone: Milestone) -> Boot:
         records = self._records()
         order = [slot for _, slot in sorted(records, reverse=True)] + list(SLOTS)
         if "writes at every boot" in self.bugs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,23 @@ def test_a_file_with_bytes_after_the_image_reads_back_exactly(tmp_path: Path) ->
     file = NEW + b"tail that no header announces\xff\xff"
     directory, _ = programmed(tmp_path, file)
     assert read_slot(directory, "ota_0")[1] == file
+
+
+LARGE = "otadata,data,ota,0xe000,0x2000\napp0,app,ota_0,0x10000,0x300000\napp1,app,ota_1,0x310000,0x300000\n"
+
+
+async def test_a_new_device_gets_a_flash_that_its_table_fits_into_and_keeps_it(tmp_path: Path) -> None:
+    spec = esp(tmp_path, table=parse_csv(LARGE))
+    for again in (spec, replace(spec, table=None)):
+        device = open_device(again, lambda event: None)
+        await device.close()
+    assert (spec.state / "flash.bin").stat().st_size == 8 << 20
+    assert read_slot(StateDirectory(spec.state), "app0") == ("app0", OLD)
+
+
+def test_a_table_for_a_larger_flash_does_not_go_into_an_old_device(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="larger flash"):
+        programmed(tmp_path, NEW, table=parse_csv(LARGE))
 
 
 def test_any_bytes_go_to_an_address(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_reset_reboots_power_cut_kills_and_a_stop_is_clean(tmp_path: Path) -> No
         assert flota("reset", "--state", tmp_path / "unit").returncode == 0
         assert "reset-button" in read_until(process, '"boot"')
         assert flota("power-cut", "--state", tmp_path / "unit").returncode == 0
-        assert process.wait(10) == -signal.SIGKILL
+        assert process.wait(30) == -signal.SIGKILL
         assert flota("power-cut", "--state", tmp_path / "unit").returncode == 1
     finally:
         process.kill()
@@ -88,7 +88,7 @@ def test_reset_reboots_power_cut_kills_and_a_stop_is_clean(tmp_path: Path) -> No
     try:
         assert "power-on" in read_until(process, '"boot"')
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
     finally:
         process.kill()
         process.communicate()

@@ -11,18 +11,10 @@ from flota.lab.cut_moments import CutMoment, cut_of, has_moment, moments_of, par
 from flota.lab.cut_scenarios import esp_image, scenario_named
 from flota.lab.esp_sweep_device import SweepAgent, geometry_for
 from flota.lab.oracle import Broken, Promise
-from flota.lab.power_cuts import (
-    Journey,
-    Known,
-    Moment,
-    PlannedCut,
-    Position,
-    Verdict,
-    fingerprint,
-    load,
-    save,
-)
-from flota.lab.reproducer import Reproducer, SweepSubject, minimised, parse_line, replay
+from flota.lab.power_cuts import Journey, Known, Moment, PlannedCut, Position, Verdict
+from flota.lab.reproducer import Reproducer, minimised, parse_line, replay
+from flota.lab.sweep_subjects import SweepSubject
+from flota.lab.swept_device import fingerprint, load, save
 from flota.virtual.boot.esp_idf import BootBuild
 from flota.virtual.flash import FlashOperation, FlashOperationKind
 from tests.lab.small_ab_device import SmallAbDevice

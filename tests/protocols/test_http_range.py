@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from flota.protocols.http_range import (
     none_match,
     parse_content_range,
     parse_range,
+    parse_several_ranges,
     parse_unsatisfied_content_range,
     range_header,
     unsatisfied_content_range,
@@ -136,3 +138,38 @@ def test_if_match_takes_unquoted_tags(header: str | None, matches: bool) -> None
 )
 def test_if_range_compares_exactly(header: str | None, honoured: bool) -> None:
     assert if_range(header, '"a"') is honoured
+
+
+def test_several_ranges_come_in_rising_order() -> None:
+    assert parse_several_ranges("bytes=50-59, 0-9,-5", 100) == (ByteRange(0, 9), ByteRange(50, 59), ByteRange(95, 99))
+
+
+@pytest.mark.parametrize("header", [None, "", "bytes=0-9", "bytes=", "lines=1-2,3-4", "0-1,2-3"])
+def test_any_other_header_asks_for_no_several_ranges(header: str | None) -> None:
+    assert parse_several_ranges(header, 100) is None
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "bytes=0-9,9-20",
+        "bytes=0-9,100-",
+        "bytes=0-9,",
+        "bytes=,",
+        "bytes=9-0,20-30",
+        "bytes=a-b,1-2",
+        "bytes=" + ",".join(f"{number}-{number}" for number in range(0, 22, 2)),
+        f"bytes={'0' * 200}-1,5-6",
+    ],
+)
+def test_several_ranges_of_which_one_is_wrong_are_not_satisfiable(header: str) -> None:
+    with pytest.raises(RangeNotSatisfiable):
+        parse_several_ranges(header, 100)
+
+
+@given(st.text(max_size=60), st.integers(1, 1000))
+def test_any_several_ranges_are_within_the_file_and_apart_or_an_error_of_ours(text: str, size: int) -> None:
+    with contextlib.suppress(RangeNotSatisfiable):
+        parts = parse_several_ranges(f"bytes={text}", size) or ()
+        assert all(part.last < size for part in parts)
+        assert all(before.last < after.first for before, after in pairwise(parts))

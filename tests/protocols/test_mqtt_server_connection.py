@@ -219,3 +219,35 @@ def test_any_bytes_are_events_or_our_error(data: bytes) -> None:
     for connection in (ServerConnection(), opened()):
         with contextlib.suppress(MalformedPacket, PacketTooLarge, ProtocolViolation):
             list(connection.receive(data, now=0))
+
+
+def test_who_watches_a_message_hears_of_its_acknowledgement_once_and_of_no_other() -> None:
+    heard: list[str] = []
+    connection = opened()
+    connection.send_publish(b"a", b"1", qos=1)
+    watched = connection.send_watched(b"b", b"", lambda: heard.append("b"))
+    assert sent(connection) == [Publish("a", b"1", qos=1, packet_id=1), Publish("b", b"", qos=1, packet_id=2)]
+    assert watched == 2
+    received(connection, Acknowledgement(PacketType.PUBACK, 1))
+    assert heard == []
+    received(connection, Acknowledgement(PacketType.PUBACK, 2), Acknowledgement(PacketType.PUBACK, 2))
+    assert heard == ["b"]
+
+
+def test_who_watches_no_longer_hears_nothing_and_the_message_is_acknowledged_all_the_same() -> None:
+    heard: list[str] = []
+    connection = opened()
+    watched = connection.send_watched(b"b", b"", lambda: heard.append("b"))
+    assert watched is not None
+    connection.session.unwatch(watched)
+    received(connection, Acknowledgement(PacketType.PUBACK, watched))
+    assert (heard, connection.session.in_flight) == ([], {})
+
+
+def test_a_watched_message_does_not_wait_behind_others() -> None:
+    connection = opened(in_flight=1)
+    connection.send_publish(b"a", b"1", qos=1)
+    connection.take_output()
+    assert connection.send_watched(b"b", b"", lambda: None) is None
+    assert sent(connection) == []
+    assert connection.session.queued is None, "nor is it kept for later"

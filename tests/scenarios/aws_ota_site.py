@@ -41,8 +41,9 @@ from flota.virtual.agents.aws_ota.ports import AgentBuild
 from flota.virtual.boot.esp_idf import BootBuild
 from flota.virtual.device import VirtualDevice
 from flota.virtual.events import DeviceEvent, EventKind
+from tests.empty_database import make_empty_database
 from tests.server.aws_iot_bench import Bench, a_bench_over
-from tests.server.update_fleet import KEY, SIGNER, TOKEN, UpdateFleet, _database_template, a_fleet_over
+from tests.server.update_fleet import KEY, SIGNER, TOKEN, UpdateFleet, a_fleet_over
 
 METER = "meter"
 NAME = "meter-1"
@@ -202,7 +203,7 @@ async def a_site(
     port = free_port("127.0.0.1")
     data = DataDirectory(directory / "server")
     data.root.mkdir(parents=True)
-    (data.database).write_bytes((await _database_template()).read_bytes())
+    make_empty_database(data.database)
     settings = replace(
         ServerSettings(data=data, public_url=f"http://127.0.0.1:{port}", poll_jitter_percent=0),
         aws_iot_data=(DataProtocol.MQTT, DataProtocol.HTTP) if path is DataProtocol.MQTT else (DataProtocol.HTTP,),

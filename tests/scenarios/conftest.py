@@ -8,12 +8,15 @@ import pytest
 
 from flota.client.management import ManagementClient
 from flota.lab.local_server import LocalServer
+from flota.server.settings import DataDirectory
 from flota.trust.keys import PrivateKey
+from tests.empty_database import make_empty_database
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[LocalServer]:
     server = LocalServer(tmp_path / "server")
+    make_empty_database(DataDirectory(server.data).database)
     server.start()
     yield server
     server.kill()

@@ -13,13 +13,14 @@ import pytest
 
 from flota.fleet.executions import ExecutionState
 from flota.images.nuvoton import ImageFlag
-from flota.images.nuvoton.flash_map import APP_SIZE, DESCRIPTOR_ADDR, STAGING_ADDR
+from flota.images.nuvoton.flash_map import APP_SIZE, DESCRIPTOR_ADDR, MIB, SD_NON_SECURE_ADDR, STAGING_ADDR
 from flota.lab.nuvoton_sweep_device import m487_image, m2354_image, sweep_boot_key
 from flota.protocols.aws_ota import DataProtocol
 from flota.virtual.boot.esp_idf import BootBuild
 from flota.virtual.events import DeviceEvent, EventKind
 from flota.virtual.m2354_board import M2354Hardware
 from flota.virtual.nuvoton_board import M487Hardware
+from flota.virtual.sd_card import SdCard
 from tests.scenarios.aws_ota_site import STRANGER_KEY, Site, a_site
 
 SUCCEEDED, FAILED, CANCELED = ExecutionState.SUCCEEDED, ExecutionState.FAILED, ExecutionState.CANCELED
@@ -72,8 +73,10 @@ async def test_greater_version(site: Site) -> None:
         "Check OTA image success",
         "Clone APROM ...",
         "Self-test boot",
+        "Beginning self-test.",
         "image state [1] -- Flag[0xfe]",
-        "image state [2] -- Flag[0xfc]",
+        "Accepted and committed final image.",
+        "Flag[0xfc]",
         "Resetting the device.",
     ):
         assert line in said, line
@@ -163,6 +166,15 @@ async def test_an_spi_flash_that_is_absent_fails_the_job_and_costs_nothing(site:
     board_of(site).chips.spi.fitted = False
     await fails(site, "aborted: 0xe4000000")
     board_of(site).chips.spi.fitted = True
+    await succeeds(site, "1.0.2", "1.0.0")
+
+
+async def test_an_spi_flash_that_goes_in_mid_download_fails_the_job_and_the_next_one_takes_it_up(site: Site) -> None:
+    chip = board_of(site).chips.spi
+    on_event(site, EventKind.PROGRESS, lambda: setattr(chip, "fitted", False))
+    await fails(site, "0x000000e0: 0x00000000")
+    assert flag_of(site) == ImageFlag.INVALID
+    chip.fitted = True
     await succeeds(site, "1.0.2", "1.0.0")
 
 
@@ -297,6 +309,36 @@ async def test_m2354_a_card_that_is_pulled_in_mid_download_fails_the_job(m2354: 
     card = card_of(m2354).chips.card
     on_event(m2354, EventKind.PROGRESS, lambda: setattr(card, "fitted", False))
     await fails(m2354, "0x000000e0: 0x00000000", data=m2354_image("1.0.1", SIZE))
+    assert "there is no SD card" in " ".join(m2354.told(EventKind.SERIAL))
+    card.fitted = True
+    await succeeds(m2354, "1.0.2", "1.0.0", m2354_image("1.0.2", SIZE))
+
+
+async def test_m2354_a_card_that_is_full_before_the_slots_end_fails_the_job_until_there_is_a_larger_one(
+    m2354: Site,
+) -> None:
+    hardware = card_of(m2354)
+    small = SdCard(bytearray(SD_NON_SECURE_ADDR + 0x4_0000), power=hardware.chips.flash.power)
+    large = SdCard(bytearray(2 * MIB), power=hardware.chips.flash.power)
+    hardware.insert_card(small)
+    await fails(m2354, "aborted: 0xe4000000", data=m2354_image("1.0.1", SIZE))
+    assert "behind the SD card's end" in " ".join(m2354.told(EventKind.SERIAL))
+    hardware.insert_card(large)
+    await succeeds(m2354, "1.0.2", "1.0.0", m2354_image("1.0.2", SIZE))
+
+
+async def test_m2354_a_card_that_is_pulled_after_the_check_is_not_activated_and_the_next_start_ends_the_job(
+    m2354: Site,
+) -> None:
+    card = card_of(m2354).chips.card
+    on_event(m2354, EventKind.VERIFIED, lambda: setattr(card, "fitted", False))
+    execution = await m2354.offer(await m2354.release("1.0.1", m2354_image("1.0.1", SIZE)))
+    await m2354.happens(EventKind.TROUBLE)
+    (shell,) = m2354.shells
+    shell.press_reset()
+    state, details = await m2354.ended(execution)
+    assert (state, details) == (FAILED, {"reason": "rejected: 0x00000010"}), m2354.story()
+    await m2354.rests_with("1.0.0")
 
 
 async def test_m2354_an_image_for_another_boot_key_is_never_copied(m2354: Site) -> None:

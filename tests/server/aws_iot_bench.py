@@ -23,7 +23,7 @@ from flota.transports.mqtt_server import MqttEndpoint
 from tests.server.serving import LOOPBACK
 from tests.server.update_fleet import TOKEN, UpdateFleet, an_update_fleet
 
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 
 @dataclass

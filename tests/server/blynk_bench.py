@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -16,6 +17,7 @@ from flota.fleet.executions import Execution
 from flota.fleet.releases import Release
 from flota.fleet.rollouts import RolloutPolicy
 from flota.fleet.scope import Scope
+from flota.fleet.shipments import ShipmentConditions, ShipmentRecord
 from flota.images.blynk_tag import pack_tag
 from flota.images.inspection import inspect, inspection_as_dict
 from flota.protocols.blynk.cloud import UpdateAnnouncement, parse_announcement
@@ -32,7 +34,7 @@ from flota.transports.mqtt_server import MqttEndpoint
 from tests.server.serving import LOOPBACK
 from tests.server.update_fleet import UpdateFleet, an_update_fleet
 
-WAIT_S = 10.0
+WAIT_S = 30.0
 PRODUCT = "TMPLabcd1234"
 OLD = {"tmpl": PRODUCT, "ver": "1.2.3", "build": "Nov 16 2023 20:35:55", "type": PRODUCT, "rxbuff": 1024}
 NEW = {"tmpl": PRODUCT, "ver": "1.2.4", "build": "Jan 05 2024 10:00:00", "type": PRODUCT, "rxbuff": 1024}
@@ -103,6 +105,14 @@ class BlynkBench:
     async def device(self, name: str = "mill-1", type_name: str = PRODUCT) -> Device:
         """Register a device whose token is its name and `-token`."""
         return await self.fleet.add_device(name, type_name=type_name, token=f"{name}-token")
+
+    async def ship(self, *devices: Device, policy: RolloutPolicy | None = None, **conditions: Any) -> Execution:
+        """Return the first device's execution of a new shipment; nobody is told yet."""
+        execution = await self.roll_out(*devices, policy=policy)
+        record = ShipmentRecord(execution.rollout_id, ShipmentConditions(**conditions), "token:test", "mill.bin")
+        async with self.fleet.database.transaction() as transaction:
+            await transaction.add_shipment(self.fleet.scope, record)
+        return execution
 
     async def release(self, version: str = "1.2.4", data: bytes | None = None) -> Release:
         """Publish a release of a tagged file."""

@@ -20,6 +20,7 @@ from flota.server.problems import EXCEPTION_HANDLERS
 from flota.server.settings import Address, DataDirectory, ServerSettings
 from flota.store.artifacts import ArtifactStore
 from flota.store.database import Database
+from tests.empty_database import make_empty_database
 
 LOOPBACK = Address("127.0.0.1", 0)
 STOP_S = 5.0
@@ -51,6 +52,8 @@ async def a_context(directory: Path, database_url: str | None = None) -> AsyncIt
     """Give a context over a real database (SQLite unless another is named), a real artifact store, and one tenant."""
     data = DataDirectory(directory)
     settings = ServerSettings(data=data, http=LOOPBACK, database_url=database_url)
+    if database_url is None and not data.database.exists():
+        make_empty_database(data.database)
     async with await Database.open(settings.effective_database_url) as database:
         data.artifacts.mkdir(exist_ok=True)
         context = make_context(settings, database, ArtifactStore(data.artifacts), download_key=bytes(32))

@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import random
 import socket
+import sys
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -195,6 +197,17 @@ async def test_a_peer_that_goes_away_in_the_middle_of_a_small_image_is_noticed(i
         assert await downloads.outcomes.get() is DeliveryOutcome.INTERRUPTED
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells what a peer has acknowledged")
+@pytest.mark.parametrize("bytes_read", [1000, 300_000, 900_000])
+async def test_what_waits_in_the_kernel_when_a_slow_reader_leaves_was_not_handed_over(
+    image: Path, bytes_read: int
+) -> None:
+    downloads = Downloads(image, use_pathsend=False)
+    async with listening(downloads) as listener:
+        await read_some_and_leave(listener, bytes_read, stalls_s=0.5)  # the kernel takes all of the image meanwhile
+        assert await downloads.outcomes.get() is DeliveryOutcome.INTERRUPTED
+
+
 async def test_a_body_that_was_taken_whole_is_handed_over(downloads: Downloads) -> None:
     async with listening(downloads) as listener:
         await read_some_and_leave(listener)
@@ -302,9 +315,9 @@ async def data_frame_sizes(listener: Listener) -> list[int]:
 
 
 async def read_some_and_leave(
-    listener: Listener, bytes_to_read: int = ALL, *, method: str = "GET", headers: str = ""
+    listener: Listener, bytes_to_read: int = ALL, *, method: str = "GET", headers: str = "", stalls_s: float = 0
 ) -> None:
-    """Read like a microcontroller, through a small window; then close the connection."""
+    """Read like a microcontroller, through a small window; then, after a while, close the connection."""
     address = (listener.address.host, listener.address.port)
 
     def client() -> None:
@@ -315,6 +328,7 @@ async def read_some_and_leave(
             left = bytes_to_read
             while left > 0 and (data := connection.recv(4096)):
                 left -= len(data)
+            time.sleep(stalls_s)
 
     await asyncio.to_thread(client)
 

@@ -16,12 +16,21 @@ from flota.fleet.devices import DeviceState
 from flota.fleet.executions import ExecutionState
 from flota.fleet.firmware_reports import APPLY_TIME
 from flota.fleet.rollouts import RolloutPolicy, RolloutState
-from flota.fleet.shipments import STATUS_DETAIL, CompareField, DeviceStatus, ShipmentConditions, ShipmentRecord
+from flota.fleet.shipments import (
+    STATUS_DETAIL,
+    CompareField,
+    DeviceStatus,
+    ShipmentConditions,
+    ShipmentRecord,
+    device_status,
+)
 from flota.fleet.storage import NewDevice, NewDeviceType
 from flota.protocols.blynk.cloud import INFO_MAX_BYTES
-from flota.protocols.mqtt.packets import Will
+from flota.protocols.mqtt.packets import ConnectReturn, Will
+from flota.protocols.peer_text import clean_text
 from flota.server.auth import digest_of_secret
 from flota.server.blynk_links import LINK_LIFETIME
+from flota.transports.mqtt_client import ConnectRefused
 from tests.server.blynk_bench import NEW, OLD, PRODUCT, BlynkBench, a_blynk_bench, another_tenant, tagged_image
 
 SECRET = "mill-1-token"
@@ -106,6 +115,63 @@ async def test_three_requests_and_no_new_firmware_reach_the_limit(bench: BlynkBe
     assert refused.status_code == 410
     after = await bench.fleet.execution(execution)
     assert (after.state, after.details[STATUS_DETAIL]) == (ExecutionState.FAILED, DeviceStatus.LIMIT_REACHED)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{**NEW, "build": "Jan 05 2024 10:00:01"}, {**NEW, "ver": "v1.2.4"}, {**NEW, "ver": ""}],
+    ids=["another build time", "a letter", "no version"],
+)
+async def test_a_device_that_reports_something_else_than_the_tag_of_its_file_never_counts_as_updated(
+    bench: BlynkBench, said: dict[str, object]
+) -> None:
+    execution = await bench.ship(await bench.device(), attempts=1, attempt_period_s=None)
+    client = await bench.connect(SECRET)
+    await client.report(OLD)
+    await bench.get((await client.offer()).url)
+    bench.fleet.clock.advance(APPLY_TIME.total_seconds())
+    await client.report(said)
+    await client.nothing()
+    after = await bench.fleet.execution(execution)
+    shown = clean_text(str(said["ver"]), max_len=128) or "no version"
+    assert (after.state, after.details[STATUS_DETAIL]) == (ExecutionState.FAILED, DeviceStatus.LIMIT_REACHED)
+    assert after.details["reason"] == f"asked for the file once and still reports {shown}"
+
+
+@pytest.mark.parametrize(
+    ("room", "members", "name"),
+    [
+        (1024, {"type", "ver", "build"}, "mill.bin"),
+        (None, {"type", "ver", "build"}, "mill.bin"),
+        (0, {"type", "ver", "build"}, "mill.bin"),
+        (180, {"type", "ver"}, "mill.bin"),
+        (140, set(), "mill.bin"),
+        (128, set(), "f.bin"),
+    ],
+)
+async def test_an_announcement_fits_into_the_devices_receive_buffer(
+    bench: BlynkBench, room: int | None, members: set[str], name: str
+) -> None:
+    await bench.roll_out(await bench.device())
+    client = await bench.connect(SECRET)
+    await client.report({**OLD, "rxbuff": room})
+    offer = await client.offer()
+    told = {"type": offer.fw_type, "ver": offer.version, "build": offer.build}
+    assert {key for key, value in told.items() if value is not None} == members
+    assert f"/{name}?token=" in offer.url
+    assert (await bench.get(offer.url)).headers["x-fw-build"] == "Jan  5 2024 10:00:00"
+
+
+async def test_a_device_without_room_for_any_announcement_is_told_nothing_and_the_reason_is_kept(
+    bench: BlynkBench,
+) -> None:
+    execution = await bench.roll_out(await bench.device())
+    client = await bench.connect(SECRET)
+    await client.report({**OLD, "rxbuff": 100})
+    await client.nothing()
+    after = await bench.fleet.execution(execution)
+    assert (after.state, device_status(after)) == (ExecutionState.REJECTED, DeviceStatus.UPLOAD_FAILURE)
+    assert "100 bytes (rxbuff)" in after.details["reason"]
 
 
 async def test_the_old_firmware_may_be_reported_while_the_mcu_is_being_flashed(bench: BlynkBench) -> None:
@@ -209,10 +275,13 @@ async def test_a_silent_device_ends_by_the_rollouts_limit(bench: BlynkBench) -> 
 
 
 @pytest.mark.parametrize("token", ["", "wrong", "x" * 300, "a\x00b"])
-async def test_nobody_without_a_devices_token_is_let_in(bench: BlynkBench, token: str) -> None:
+async def test_nobody_without_a_devices_token_is_let_in_and_the_return_code_blames_the_credentials(
+    bench: BlynkBench, token: str
+) -> None:
     await bench.device()
-    with pytest.raises(FlotaError):
+    with pytest.raises(ConnectRefused) as caught:
         await bench.connect(token)
+    assert caught.value.code_returned == ConnectReturn.BAD_CREDENTIALS, "4"
 
 
 async def test_a_token_that_two_devices_have_names_neither(bench: BlynkBench) -> None:

@@ -51,6 +51,7 @@ def test_every_setting_can_be_given_in_the_file() -> None:
     stop_grace_s = 2.5
     device_requests_per_s = 8
     poll_jitter_percent = 0
+    time_zone = "Europe/Berlin"
     viam_quiet_s = 60
     trusted_proxy = ["192.0.2.1", "2001:db8::/64"]
     proxy_client_cert = "192.0.2.2"
@@ -75,6 +76,7 @@ def test_every_setting_can_be_given_in_the_file() -> None:
     assert made.tls_cert == Path("/etc/flota/cert.pem")
     assert (made.max_artifact_bytes, made.stop_grace_s) == (32 << 20, 2.5)
     assert (made.device_requests_per_s, made.viam_quiet_s, made.poll_jitter_percent) == (8, 60, 0)
+    assert made.time_zone == "Europe/Berlin"
     assert made.effective_database_url == "postgresql+asyncpg://flota@/flota"
     assert [str(one) for one in made.trusted_proxies] == ["192.0.2.1/32", "2001:db8::/64", "192.0.2.2/32"]
     assert [(one.tenant, one.authority) for one in made.proxy_authorities] == [("ACME", "0a1b"), ("DEFAULT", "0c2d")]

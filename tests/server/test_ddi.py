@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import email
+import email.policy
 import hashlib
 import json
 import re
@@ -14,7 +16,7 @@ import httpx
 import pytest
 
 from flota.fleet.devices import DeviceState
-from flota.fleet.executions import Basis, Execution, ExecutionState
+from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState
 from flota.fleet.rollouts import RolloutState
 from flota.protocols.ddi import FeedbackExecution, FeedbackFinished, parse_deployment
 from flota.server.api.ddi.reports import CANCEL_FEEDBACK, DEPLOYMENT_FEEDBACK
@@ -447,8 +449,12 @@ async def test_the_quotas_are_1000_entries_and_50_messages(fleet: UpdateFleet) -
     execution = await an_action(fleet)
     assert await feed(fleet, execution.id, "proceeding", details=["x"] * 50) == 200
     assert await feed(fleet, execution.id, "proceeding", details=["x"] * 51) == 429
-    version = (await fleet.execution(execution)).version
-    for _ in range(1000 - version):
+    so_far = (await fleet.execution(execution)).version
+    async with fleet.database.transaction() as tx:  # the first of them as `feed` writes them, but all at once
+        for version in range(so_far, 980):
+            entry = ExecutionChange(ExecutionState.IN_PROGRESS, message="proceeding")
+            await tx.change_execution(fleet.scope, execution.id, version, entry, now=fleet.clock())
+    for _ in range(20):
         assert await feed(fleet, execution.id, "proceeding") == 200
     refused = await fleet.client.post(
         f"{BASE}/deploymentBase/{execution.id}/feedback",
@@ -603,6 +609,28 @@ async def test_a_resumed_download_gets_the_rest_and_leaves_no_trace(fleet: Updat
     assert (complete.status_code, complete.headers["content-range"]) == (416, "bytes */5000")
     assert (await fleet.execution(execution)).version == version
     changed = await get(fleet, path, **{"range": "bytes=4990-", "if-range": '"another"'})
+    assert (changed.status_code, len(changed.content)) == (200, 5000)
+
+
+async def test_several_ranges_come_as_multipart_byteranges(fleet: UpdateFleet) -> None:
+    execution = await an_action(fleet)
+    path = f"/softwaremodules/{execution.release_id}/artifacts/pump.bin"
+    answer = await get(fleet, path, range="bytes=4990-,0-9, 100-199")
+    assert answer.status_code == 206
+    assert answer.headers["content-length"] == str(len(answer.content))
+    assert answer.headers["content-type"] == "multipart/byteranges; boundary=THIS_STRING_SEPARATES_MULTIPART"
+    head = f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode()
+    parts = email.message_from_bytes(head + answer.content, policy=email.policy.HTTP).get_payload()
+    whole = image("2.0.0")
+    assert [(part["content-range"], part.get_payload(decode=True)) for part in parts] == [
+        ("bytes 0-9/5000", whole[:10]),
+        ("bytes 100-199/5000", whole[100:200]),
+        ("bytes 4990-4999/5000", whole[4990:]),
+    ]
+    for refused in ("bytes=0-9,5-20", "bytes=0-9,5000-", "bytes=0-9,x"):
+        one = await get(fleet, path, range=refused)
+        assert (one.status_code, one.headers["content-range"]) == (416, "bytes */5000"), refused
+    changed = await get(fleet, path, **{"range": "bytes=0-9,20-29", "if-range": '"another"'})
     assert (changed.status_code, len(changed.content)) == (200, 5000)
 
 

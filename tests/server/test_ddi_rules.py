@@ -11,11 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
-from flota.fleet.executions import Execution, ExecutionState
+from flota.errors import Conflict
+from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState
 from flota.fleet.rollouts import RolloutPolicy, RolloutState
 from flota.fleet.update_rules import Urgency
 from flota.protocols.cbor import pack_cbor, parse_cbor
 from flota.protocols.ddi import parse_auto_confirm, parse_confirmation
+from flota.server.agreements import agree
 from tests.server.update_fleet import START, TOKEN, UpdateFleet, an_update_fleet, image
 
 BASE = "/DEFAULT/controller/v1/pump-1"
@@ -112,6 +114,25 @@ async def test_an_action_waits_for_the_devices_agreement(fleet: UpdateFleet, by_
     assert await post(fleet, answer, {"confirmation": "confirmed"}) == 410
 
 
+async def test_an_operator_may_agree_in_the_devices_place_but_not_against_it(fleet: UpdateFleet) -> None:
+    action = await an_action(fleet, confirm=True)
+    assert await links(fleet) == {"confirmationBase"}
+    await post(fleet, f"/confirmationBase/{action.id}/feedback", {"confirmation": "denied"})
+    with pytest.raises(Conflict, match="refused"):
+        await agree(fleet.context, fleet.scope, "pump-1")
+    assert await links(fleet) == {"confirmationBase"}
+    async with fleet.database.transaction() as tx:
+        await tx.set_rollout_state(fleet.scope, fleet.rollouts[0].id, RolloutState.CANCELED, now=fleet.clock())
+        waiting = await tx.execution(fleet.scope, action.id)
+        ended = ExecutionChange(ExecutionState.CANCELED, basis=Basis.OPERATOR)
+        if waiting.is_open:
+            await tx.change_execution(fleet.scope, action.id, waiting.version, ended, now=fleet.clock())
+    await an_action(fleet, confirm=True)
+    assert await links(fleet) == {"confirmationBase"}
+    await agree(fleet.context, fleet.scope, "pump-1")
+    assert await links(fleet) == {"deploymentBase"}
+
+
 async def test_a_device_may_agree_to_everything_by_itself(fleet: UpdateFleet) -> None:
     await type_rules(fleet, confirm=True)
     await an_action(fleet)
@@ -172,6 +193,23 @@ async def test_the_types_window_counts_for_rollouts_at_work_and_a_rollout_may_ha
         await tx.set_rollout_state(fleet.scope, fleet.rollouts[0].id, RolloutState.CANCELED, now=fleet.clock())
     await an_action(fleet, maintenance="none")
     assert await links(fleet) == {"deploymentBase"}
+
+
+async def test_a_window_in_local_time_is_that_of_the_devices_label_from_the_next_poll_on(fleet: UpdateFleet) -> None:
+    await an_action(fleet, maintenance="daily 00:00 6h local")  # the clock stands at noon, UTC
+    assert await links(fleet) == set()
+    await set_zone(fleet, timezone="Pacific/Auckland")
+    assert await links(fleet) == {"deploymentBase"}
+    await set_zone(fleet, timezone="Europe/Berlin")
+    assert await links(fleet) == set()
+    await set_zone(fleet)
+    fleet.clock.advance(12 * 3600)
+    assert await links(fleet) == {"deploymentBase"}, "without a label it is in UTC"
+
+
+async def set_zone(fleet: UpdateFleet, **labels: str) -> None:
+    async with fleet.database.transaction() as transaction:
+        await transaction.set_device_labels(fleet.scope, "pump-1", labels, now=fleet.clock())
 
 
 async def test_a_device_that_may_download_ahead_is_told_not_to_install(fleet: UpdateFleet) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,7 +15,7 @@ from flota.fleet.executions import Execution, ExecutionState
 from flota.fleet.releases import Artifact, Release, ReleaseSignature, ReleaseState
 from flota.fleet.rollouts import Rollout, RolloutPolicy
 from flota.fleet.scope import Scope
-from flota.fleet.storage import NewDevice, NewDeviceType, NewRelease, NewRollout
+from flota.fleet.storage import NewDevice, NewDeviceType, NewRelease, NewRollout, Transaction
 from flota.server.api import ddi, http_update
 from flota.server.auth import digest_of_secret
 from flota.server.context import ServerContext, make_context
@@ -28,6 +25,7 @@ from flota.store.database import Database
 from flota.trust.keys import PrivateKey
 from flota.trust.manifest import Manifest, ManifestComponent, pack_manifest
 from flota.trust.signatures import signatures_as_json
+from tests.empty_database import make_empty_database
 from tests.server.serving import app_of
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -66,11 +64,16 @@ class UpdateFleet:
     rollouts: list[Rollout] = field(default_factory=list)
 
     async def add_type(
-        self, name: str = "pump", *, unknown: UnknownDevices = UnknownDevices.HOLD, poll_interval_s: int = 300
+        self,
+        name: str = "pump",
+        *,
+        board: str = "esp32-c3",
+        unknown: UnknownDevices = UnknownDevices.HOLD,
+        poll_interval_s: int = 300,
     ) -> None:
         async with self.database.transaction() as tx:
             new = NewDeviceType(
-                name, "esp32-c3", unknown_devices=unknown, signers=(SIGNER,), poll_interval_s=poll_interval_s
+                name, board, unknown_devices=unknown, signers=(SIGNER,), poll_interval_s=poll_interval_s
             )
             await tx.add_device_type(self.scope, new, now=self.clock())
 
@@ -98,19 +101,19 @@ class UpdateFleet:
         image_format: str = "esp-app",
         expires_at: datetime | None = None,
         inspection: Mapping[str, object] | None = None,
+        board: str = "esp32-c3",
     ) -> Release:
         with self.context.artifacts.upload() as upload:
             upload.write(image(version) if data is None else data)
             digests = upload.finish()
         artifact = Artifact(digests, filename, image_format, version, validation_hash, inspection or {}, self.clock())
-        async with self.database.transaction() as tx:
+
+        async def write(tx: Transaction) -> Release:
             await tx.add_artifact(self.scope, artifact)
             sequence = await tx.next_sequence(self.scope, type_name)
             component = ManifestComponent("app", image_format, digests.size, digests.sha256)
             manifest = pack_manifest(
-                Manifest(
-                    type_name, "esp32-c3", None, version, sequence, expires_at, (component,), issued_at=self.clock()
-                )
+                Manifest(type_name, board, None, version, sequence, expires_at, (component,), issued_at=self.clock())
             )
             new = NewRelease(type_name, version, sequence, digests.sha256, manifest, expires_at, filename=filename)
             release = await tx.add_release(self.scope, new, now=self.clock())
@@ -120,21 +123,27 @@ class UpdateFleet:
             await tx.set_release_state(self.scope, release.id, ReleaseState.SIGNED, now=self.clock())
             return await tx.set_release_state(self.scope, release.id, ReleaseState.PUBLISHED, now=self.clock())
 
+        return await self.database.write_at_once(write)
+
     async def roll_out(
         self, release: Release, *devices: Device, policy: RolloutPolicy | None = None
     ) -> list[Execution]:
         """Return the queued executions of a rollout to `devices`, in one open wave."""
         waves = (tuple(device.id for device in devices),)
         name = f"rollout-{len(self.rollouts) + 1}"
-        async with self.database.transaction() as tx:
+
+        async def write(tx: Transaction) -> tuple[Rollout, list[Execution]]:
             rollout = await tx.add_rollout(
                 self.scope,
                 NewRollout(name, release.id, policy or RolloutPolicy(), waves, "all"),
                 now=self.clock(),
             )
-            self.rollouts.append(rollout)
             made = await tx.open_wave(self.scope, rollout.id, 1, now=self.clock())
-            return [await tx.execution(self.scope, number) for number in made]
+            return rollout, [await tx.execution(self.scope, number) for number in made]
+
+        rollout, executions = await self.database.write_at_once(write)
+        self.rollouts.append(rollout)
+        return executions
 
     async def execution(self, execution: Execution) -> Execution:
         async with self.database.reading() as tx:
@@ -172,25 +181,11 @@ def client_of(context: ServerContext) -> httpx.AsyncClient:
     )
 
 
-_templates: list[Path] = []
-
-
-async def _database_template() -> Path:
-    """Return a database with all tables and no row, made once a test process."""
-    if not _templates:
-        directory = tempfile.TemporaryDirectory(prefix="flota-template-")
-        atexit.register(directory.cleanup)
-        file = Path(directory.name) / "template.sqlite3"
-        await (await Database.open(f"sqlite+aiosqlite:///{file}")).close()
-        _templates.append(file)
-    return _templates[0]
-
-
 @contextlib.asynccontextmanager
 async def an_update_fleet(directory: Path, *, public_url: str | None = None) -> AsyncIterator[UpdateFleet]:
     """Give a fleet on SQLite with the tenant DEFAULT and no type yet."""
     data = DataDirectory(directory)
-    shutil.copy(await _database_template(), data.database)
+    make_empty_database(data.database)
     settings = ServerSettings(data=data, public_url=public_url, poll_jitter_percent=0)
     opened = await Database.open(settings.effective_database_url)
     async with opened as database, a_fleet_over(database, settings) as fleet:

@@ -16,8 +16,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from flota.errors import Conflict, InvalidInput, NotFound, StorageFull
+from flota.store.connections import open_engines
 from flota.store.database import Database
-from flota.store.schema import MIGRATIONS, SCHEMA_HEAD
+from flota.store.schema import MIGRATIONS, SCHEMA_HEAD, upgrade_apart
 from flota.store.tables import metadata
 from tests.store.fleets import START, a_tenant
 
@@ -60,6 +61,7 @@ async def test_a_database_of_a_newer_flota_is_refused(database_url: str) -> None
 def test_alembic_is_not_imported_when_the_tables_are_up_to_date(tmp_path: Path) -> None:
     program = """
 import asyncio, json, sys
+from flota.store.connections import open_engines
 from flota.store.database import Database
 async def main():
     await (await Database.open(sys.argv[1])).close()
@@ -76,12 +78,39 @@ asyncio.run(main())
 
 @pytest.mark.parametrize(
     "url",
-    ["", "nonsense", "sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:", "mysql://root:secret@localhost/flota"],
+    [
+        "",
+        "nonsense",
+        "sqlite+aiosqlite://",
+        "sqlite:///",
+        "sqlite+aiosqlite:///:memory:",
+        "mysql://root:secret@localhost/flota",
+        "postgresql://flota:secret@localhost:port/flota",
+    ],
 )
 async def test_other_databases_are_refused_without_showing_a_password(url: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         await Database.open(url)
     assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidInput):
+        upgrade_apart(url)
+
+
+async def test_a_url_needs_no_drivers_name(tmp_path: Path) -> None:
+    async with await Database.open(f"sqlite:///{tmp_path}/flota.db"):
+        assert (tmp_path / "flota.db").exists()
+    writers, readers = open_engines("postgres://flota@localhost/flota?sslmode=disable")
+    assert writers.url == readers.url == sa.make_url("postgresql+asyncpg://flota@localhost/flota?ssl=disable")
+
+
+async def test_a_database_that_cannot_be_opened_is_told_with_its_url_and_without_its_password(tmp_path: Path) -> None:
+    (tmp_path / "other.db").write_bytes(b"not a database" * 500)
+    with pytest.raises(InvalidInput, match="file is not a database"):
+        await Database.open(f"sqlite:///{tmp_path}/other.db")
+    for options in ("", "&wrong=1"):
+        with pytest.raises(InvalidInput) as caught:
+            await Database.open(f"postgresql://flota:secret@/flota?host={tmp_path}{options}")
+        assert "secret" not in str(caught.value)
 
 
 async def test_sqlite_is_set_up_for_one_writer_and_many_readers(tmp_path: Path) -> None:
@@ -99,7 +128,7 @@ async def test_a_reader_sees_one_committed_state_and_never_waits_for_a_writer(da
     await a_tenant(database)
     async with database.transaction() as writing:
         await writing.add_tenant("SECOND", now=START)
-        async with asyncio.timeout(2), database.reading() as reading:
+        async with asyncio.timeout(20), database.reading() as reading:  # less than a writer's turn may take
             with pytest.raises(NotFound):
                 await reading.tenant_by_name("SECOND")
     async with database.reading() as reading:

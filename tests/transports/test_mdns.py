@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import socket
 import struct
@@ -163,3 +164,12 @@ async def test_text_that_is_not_utf8_and_lengths_that_lie_are_cleaned_and_the_bo
     assert shown.board.startswith("ameba_")
     assert shown.board.isprintable()
     assert (shown.upload_port, shown.port_basis.value) == (8082, "profile")
+
+
+def test_a_warning_of_the_library_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise OSError(101, "Network is unreachable")
+    except OSError as error:
+        logging.getLogger("zeroconf").warning("Error with socket: %s", error, exc_info=True)
+    assert caplog.messages == ["Error with socket: [Errno 101] Network is unreachable"]
+    assert "Traceback" not in caplog.text

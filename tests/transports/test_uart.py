@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import termios
 import tty
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,28 @@ async def test_bytes_go_both_ways(pty: tuple[int, str]) -> None:
     line.write(b"\x00\x11\x13\xaa")
     await line.set_baud(115_200)
     assert os.read(near, 100) == b"\x00\x11\x13\xaa"
+    await line.close()
+
+
+async def test_a_change_of_rate_loses_nothing_on_a_pseudo_terminal(pty: tuple[int, str]) -> None:
+    near, path = pty
+    arrived: asyncio.Queue[bytes] = asyncio.Queue()
+    line = await SerialLine.open(path, 38_400, on_data=arrived.put_nowait, on_lost=lambda reason: None)
+    for baud in (115_200, 38_400) * 20:
+        os.write(near, b"ping")
+        line.write(b"pong")
+        await line.set_baud(baud)
+        assert await arrived.get() == b"ping"
+        assert os.read(near, 100) == b"pong"
+    await line.close()
+
+
+async def test_a_change_of_rate_reaches_the_port(pty: tuple[int, str]) -> None:
+    near, path = pty
+    line = await SerialLine.open(path, 38_400, on_data=lambda data: None, on_lost=lambda reason: None)
+    line._has_rate = True  # the only port at hand is a pseudo-terminal, which takes any rate and keeps it
+    await line.set_baud(115_200)
+    assert termios.tcgetattr(near)[5] == termios.B115200
     await line.close()
 
 

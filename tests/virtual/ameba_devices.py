@@ -63,7 +63,7 @@ class LiveBoard:
     def boots(self) -> list[str]:
         return [str(event.facts["slot"]) for event in self.events if event.kind is EventKind.BOOT]
 
-    async def seen(self, text: str, *, within_s: float = 10) -> None:
+    async def seen(self, text: str, *, within_s: float = 30) -> None:
         """Wait until a serial line or event has `text`."""
         async with asyncio.timeout(within_s):
             while not any(text in event.text for event in self.events):

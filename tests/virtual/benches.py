@@ -89,7 +89,7 @@ class EspBench:
         return [event.text for event in self.events if event.kind is kind]
 
 
-async def until(condition: Callable[[], bool], *, told: Sequence[DeviceEvent] = (), within_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], *, told: Sequence[DeviceEvent] = (), within_s: float = 30.0) -> None:
     """Give the loop time until `condition()` is true; fails with the last events told."""
     deadline = asyncio.get_running_loop().time() + within_s
     while not condition():

@@ -87,7 +87,7 @@ class DualMcuBench:
         self.events: list[Any] = []
         self.mcu = SimulatedMcu(hardware(self.board, self.first), self.build, self.conditions)
         self.ncp = self._new_ncp()
-        self.mcu_end = LineEnd(self.mcu, Wire(38_400, rng, self.to_ncp), 38_400)
+        self.mcu_end = LineEnd(self.mcu, Wire(38_400, rng, self.to_ncp), 38_400, bauds=self.build.bauds)
         self.ncp_end = LineEnd(self.ncp, Wire(self.ncp.baud, rng, self.to_mcu), self.ncp.baud, handles=self._of_ncp)
         self._told(self.ncp.cloud(True, now=0.0))
 

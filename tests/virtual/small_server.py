@@ -75,7 +75,11 @@ class SmallServer:
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        method, target, version = head[0].split(" ")
+        words = head[0].split(" ")
+        if len(words) != 3:  # HTTP/2's frames, after its preface has been answered
+            writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+            return False
+        method, target, version = words
         headers = {}
         for line in head[1:]:
             name, colon, value = line.partition(":")
@@ -106,13 +110,20 @@ class SmallServer:
 
 @contextlib.asynccontextmanager
 async def small_server(handler: Handler) -> AsyncIterator[SmallServer]:
+    """Serve inside the block; raises at its end what went wrong in a handler, or in reading what was sent."""
     server = SmallServer(handler)
     tasks: set[asyncio.Task[None]] = set()
+    errors: list[BaseException] = []
+
+    def ended(task: asyncio.Task[None]) -> None:
+        tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            errors.append(error)
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.ensure_future(server.serve(reader, writer))
         tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        task.add_done_callback(ended)
 
     listening = await asyncio.start_server(connected, "127.0.0.1", 0)
     server.port = listening.sockets[0].getsockname()[1]
@@ -120,7 +131,11 @@ async def small_server(handler: Handler) -> AsyncIterator[SmallServer]:
         yield server
     finally:
         listening.close()
-        for task in list(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks:  # a connection that was accepted just now comes while the others end
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # for `ended`
         await listening.wait_closed()
+    for error in errors:
+        raise error

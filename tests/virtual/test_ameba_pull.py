@@ -184,12 +184,12 @@ async def test_after_a_failed_download_ota_http_ignores_triggers_until_it_is_res
 
 
 async def eventually_boots(board: LiveBoard, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(board.boots()) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
 async def eventually_told(told: list[str], text: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while text not in told:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

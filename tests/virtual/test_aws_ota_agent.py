@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from flota.errors import PeerError
-from flota.protocols.mqtt.packets import Publish
+from flota.protocols.mqtt.packets import Publish, pack_packet
 from flota.virtual.ab_board import AbSlots
 from flota.virtual.agents.aws_ota.ab_pal import AbPal
 from flota.virtual.agents.aws_ota.agent import AwsOtaAgent, AwsOtaSettings
@@ -108,7 +108,7 @@ class Shell:
         return asyncio.create_task(agent.run(context))
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 if condition():
                     return
@@ -152,6 +152,19 @@ async def test_a_message_longer_than_its_buffer_is_dropped() -> None:
     await shell.until(lambda: shell.told(EventKind.TROUBLE))
     assert "is above the buffer's 5626: dropped" in shell.told(EventKind.TROUBLE)[0]
     assert [topic for topic, _ in shell.links[0].published] == [NEXT_GET]
+    await stopped(task)
+
+
+@pytest.mark.parametrize("over", [0, 1])
+async def test_a_packet_that_is_one_byte_above_the_network_buffer_is_thrown_away(over: int) -> None:
+    answer = job(NEW)
+    exact = len(pack_packet(Publish(f"{NEXT_GET}/accepted", answer)))
+    shell = Shell(AwsBench())
+    shell.answers = {NEXT_GET: answer}
+    task = shell.start(build=replace(BUILD, packet_max_bytes=exact - over))
+    await shell.until(lambda: shell.told(EventKind.TROUBLE) or (shell.links and shell.links[0].published[1:]))
+    dumped = f"Incoming packet will be dumped: Packet length={exact}, network buffer size={exact - 1}."
+    assert shell.told(EventKind.TROUBLE) == ([dumped] if over else [])
     await stopped(task)
 
 

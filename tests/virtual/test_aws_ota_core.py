@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from flota.protocols.aws_streams import StreamFormat, parse_block_request
 from flota.trust.keys import PrivateKey
 from flota.virtual.agents.aws_ota.pal import ImageState, PalImageState
 from flota.virtual.agents.aws_ota.ports import AgentBuild, OtaTimer, RangeAnswer
@@ -226,6 +227,71 @@ async def test_a_block_that_is_not_the_files_fails_the_job_at_once(stray: bytes)
     assert core.state is AgentState.WAITING_FOR_JOB
     assert DATA in bench.service.unsubscribed
     assert bench.slots.state_of("b") is None
+
+
+TWO_BUFFERS = AgentBuild(block_size=4096, blocks_per_request=4, data_buffers=2)
+
+
+async def test_a_third_block_while_both_buffers_are_in_use_is_lost_and_asked_for_again_with_the_others_after_10_s() -> (
+    None
+):
+    bench = offering(AwsBench(build=TWO_BUFFERS))
+    core = await bench.start()
+    assert bench.told(EventKind.SERIAL).count("No OTA data buffers available.") == 2
+    assert (core.state, bench.timers.running) == (AgentState.WAITING_FOR_FILE_BLOCK, {OtaTimer.REQUEST: 10.0})
+    bench.service.answers = False
+    core.signal(AgentEvent.REQUEST_TIMER)
+    await core.work_off()
+    asked = parse_block_request(bench.service.requests()[-1], StreamFormat.CBOR)
+    assert (asked.count, asked.bitmap) == (4, bytes([0b111_1100])), "blocks 0 and 1 are in, 2 and 3 are not"
+
+
+async def test_two_buffers_are_enough_for_a_service_that_waits_until_one_is_free() -> None:
+    bench = offering(AwsBench(build=TWO_BUFFERS))
+    bench.service.answers = False
+    core = await bench.start()
+    with pytest.raises(Restart):
+        for number in range(7):
+            assert core.signal(AgentEvent.RECEIVED_FILE_BLOCK, block(NEW, number))
+            assert core.buffers_in_use == 1
+            await core.work_off()
+            assert core.buffers_in_use == 0
+    assert bench.slots.read("b", len(NEW)) == NEW
+
+
+async def test_blocks_that_it_has_count_as_answers_to_its_request() -> None:
+    bench = offering(AwsBench(build=TWO_BUFFERS))
+    bench.service.answers = False
+    core = await bench.start()
+    for number in (0, 1, 1, 1):
+        assert len(bench.service.requests()) == 1
+        assert core.signal(AgentEvent.RECEIVED_FILE_BLOCK, block(NEW, number))
+        await core.work_off()
+    asked = [parse_block_request(payload, StreamFormat.CBOR).bitmap for payload in bench.service.requests()]
+    assert asked == [bytes([0b111_1111]), bytes([0b111_1100])]
+
+
+async def test_a_notification_of_a_job_needs_a_buffer_too_and_is_lost_without_one() -> None:
+    bench = offering(AwsBench(build=TWO_BUFFERS))
+    bench.service.answers = False
+    core = await bench.start()
+    for number in (0, 1):
+        assert core.signal(AgentEvent.RECEIVED_FILE_BLOCK, block(NEW, number))
+    assert not core.signal(AgentEvent.RECEIVED_JOB_DOCUMENT, job(NEW, job_id="AFR_OTA-other"))
+    assert core.signal(AgentEvent.REQUEST_TIMER), "an event without a message needs none"
+    await core.work_off()
+    assert core.active_job == JOB
+
+
+async def test_a_block_that_is_refused_or_unexpected_frees_its_buffer() -> None:
+    bench = offering(AwsBench(build=TWO_BUFFERS))
+    bench.service.answers = False
+    core = await bench.start()
+    for _ in range(5):
+        assert core.signal(AgentEvent.RECEIVED_FILE_BLOCK, b"no CBOR")
+        await core.work_off()
+        assert core.buffers_in_use == 0
+    assert core.state is AgentState.WAITING_FOR_JOB
 
 
 async def test_32_requests_without_a_block_abort_the_job_and_stop_the_agent() -> None:

@@ -25,10 +25,11 @@ from flota.images.nuvoton.flash_map import (
 from flota.lab.at_once import TimelessPace
 from flota.lab.nuvoton_programmer import flash_nuvoton, note_nuvoton, provision
 from flota.lab.nuvoton_sweep_device import m487_image, m2354_image, sweep_boot_key
+from flota.virtual.boot.mcuboot_overwrite import ask_for_copy
 from flota.virtual.boot.nuvoton_journal import Record, parse_record, present_record, read_journal, write_descriptor
 from flota.virtual.boot.nuvoton_parts import ResetKind, start_spi
 from flota.virtual.boot.nuvoton_rollback import run_cloner, run_ldrom
-from flota.virtual.flash import FlashOperationKind, FlashViolation, NorFlash, Power, PowerCut
+from flota.virtual.flash import FlashOperation, FlashOperationKind, FlashViolation, NorFlash, Power, PowerCut
 from flota.virtual.m2354_board import M2354Chips, M2354Hardware
 from flota.virtual.nuvoton_board import CONFIG_SIZE, M487Chips, M487Hardware
 from flota.virtual.nuvoton_kvstore import CODE_VERIFY_KEY, read_entries, write_entries
@@ -375,7 +376,93 @@ def test_an_image_that_leaves_no_room_for_the_mark_is_not_flashed() -> None:
         m2354().flash_app(m2354_image("1.0.0", 0x90000 - 0x400))
 
 
-def test_a_directory_with_another_size_of_card_is_refused(tmp_path: Path) -> None:
-    SdCard.open(tmp_path / "sd.bin", 4 * BLOCK_SIZE).close()
-    with pytest.raises(ValueError, match="expected"):
-        SdCard.open(tmp_path / "sd.bin", 8 * BLOCK_SIZE)
+def test_the_file_in_a_state_directory_is_the_card_whatever_its_size_and_an_empty_one_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "sd.bin"
+    SdCard.open(path, 4 * BLOCK_SIZE).close()
+    other = SdCard.open(path, 8 * BLOCK_SIZE)
+    assert (other.size, other.fitted) == (4 * BLOCK_SIZE, True)
+    other.close()
+    path.write_bytes(b"")
+    empty = SdCard.open(path, 8 * BLOCK_SIZE)
+    with pytest.raises(SdCardError, match="no SD card"):
+        empty.read(0, 1)
+    empty.close()
+    path.write_bytes(b"x" * 700)
+    with pytest.raises(SdCardError, match="is no SD card"):
+        SdCard.open(path, 8 * BLOCK_SIZE)
+
+
+def staged_m2354() -> tuple[M2354Hardware, bytes]:
+    """Return a board that runs 1.0.0 and has 1.0.1 on its card, marked for the boot loader."""
+    board, new = m2354(), m2354_image("1.0.1", 8192)
+    provision(board, "thing", None, (sweep_boot_key().public,))
+    flash_nuvoton(board, m2354_image("1.0.0", 8192), address=None, erase=False)
+    board.secondary.erase(0, board.secondary.size)
+    board.secondary.write(0, new + b"\xff" * (-len(new) % BLOCK_SIZE))
+    ask_for_copy(board.secondary)
+    return board, new
+
+
+def test_a_card_that_is_out_at_the_start_asks_for_nothing_and_asks_again_when_it_is_back() -> None:
+    board, new = staged_m2354()
+    board.chips.card.fitted = False
+    report = board.boot()
+    assert report.app is not None
+    assert (report.app.version, report.console[1]) == ("1.0.0", "[INF] Swap type: none")
+    board.chips.card.fitted = True
+    assert board.boot().writes == ("copied the staged image over the app",)
+    assert board.image_in("app") == new
+
+
+@pytest.mark.parametrize("programs", [1, 5])
+def test_a_card_that_is_pulled_while_it_is_copied_leaves_no_app_until_it_is_back(programs: int) -> None:
+    board, new = staged_m2354()
+    left = [programs]
+
+    def pull(operation: FlashOperation) -> None:
+        if operation.kind is FlashOperationKind.PROGRAM:
+            left[0] -= 1
+            board.chips.card.fitted = left[0] > 0
+
+    board.chips.flash.listener = pull
+    report = board.boot()
+    assert report.app is None
+    assert report.console[-3:] == (
+        "[ERR] there is no SD card",
+        "[ERR] Image in the primary slot is not valid!",
+        "[ERR] Unable to find bootable image",
+    )
+    board.chips.flash.listener = None
+    assert board.boot().app is None, "without the card nothing starts"
+    board.chips.card.fitted = True
+    again = board.boot()
+    assert again.app is not None
+    assert (again.app.version, board.image_in("app")) == ("1.0.1", new)
+
+
+def test_a_card_that_is_pulled_when_all_is_copied_is_copied_once_more_when_it_is_back() -> None:
+    board, new = staged_m2354()
+    programs = -(-len(new) // 1024)
+
+    def pull(operation: FlashOperation) -> None:
+        nonlocal programs
+        programs -= operation.kind is FlashOperationKind.PROGRAM
+        board.chips.card.fitted = programs > 0
+
+    board.chips.flash.listener = pull
+    report = board.boot()
+    assert report.app is not None
+    assert (report.app.version, "[ERR] there is no SD card" in report.console) == ("1.0.1", True)
+    board.chips.flash.listener, board.chips.card.fitted = None, True
+    assert board.boot().writes == ("copied the staged image over the app",)
+    assert board.boot().writes == ()
+
+
+def test_another_card_brings_no_image_of_its_own_and_has_the_boards_power() -> None:
+    board, _ = staged_m2354()
+    board.insert_card(SdCard(bytearray(2 * MIB), power=board.chips.flash.power))
+    report = board.boot()
+    assert report.app is not None
+    assert (report.app.version, report.writes) == ("1.0.0", ())
+    with pytest.raises(ValueError, match="power supply"):
+        board.insert_card(SdCard(bytearray(2 * MIB)))

@@ -7,6 +7,7 @@ docs/reference/blynk.md for the primary MCUs behind an NCP.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
@@ -16,6 +17,7 @@ from flota.boards.model import (
     BOOT_MCUBOOT_OVERWRITE,
     BOOT_NCP_ASSISTED,
     BOOT_NUVOTON_CLONER,
+    AgentLimits,
     Board,
     CodeSignature,
     Route,
@@ -118,6 +120,9 @@ _AMEBA_BOARDS: Final = (
     _ameba_board("amebad-4mb", "4MB", ()),
 )
 
+_NUVOTON_AGENT: Final = AgentLimits(block_size=2048, blocks_held=2, packet_max_bytes=2048 + 128)
+"""Source: docs/reference/nuvoton.md, "The agent's build"."""
+
 _NUVOTON_BOARDS: Final = (
     Board(
         name="m487",
@@ -131,6 +136,7 @@ _NUVOTON_BOARDS: Final = (
         write_alignment=4,
         slots=(Slot("app", nuvoton.APP_ADDR, nuvoton.APP_SIZE),),
         code_signatures=(CodeSignature.SHA256_ECDSA,),
+        agent_limits=_NUVOTON_AGENT,
         aliases=("pfm-m487", "numaker-iot-m487", "numaker-pfm-m487"),
         notes=(
             "The signature is checked once, after the download; what is staged afterwards is copied unchecked.",
@@ -149,6 +155,7 @@ _NUVOTON_BOARDS: Final = (
         write_alignment=nuvoton.M2354_WRITE_ALIGNMENT,
         slots=(Slot("app", nuvoton.NON_SECURE_ADDR, nuvoton.NON_SECURE_SIZE),),
         code_signatures=(CodeSignature.SHA256_ECDSA,),
+        agent_limits=replace(_NUVOTON_AGENT, in_order=True),
         rolls_back=False,
         aliases=("numaker-m2354",),
         notes=(

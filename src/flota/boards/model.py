@@ -62,6 +62,22 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentLimits:
+    """What AWS's OTA agent, as a board's usual firmware is built, has room for. It fetches over MQTT alone.
+
+    `block_size` in bytes; `blocks_held` is how many messages it holds before it has worked one off: further ones are
+    lost. `packet_max_bytes` is the longest MQTT packet that it reads, header and topic included.
+    Source: docs/reference/nuvoton.md, "The agent's build".
+    """
+
+    block_size: int
+    blocks_held: int
+    packet_max_bytes: int
+    in_order: bool = False
+    """Whether blocks have to come in order: a file that is hashed as it arrives is lost with a hole in it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Board:
     """A hardware model.
 
@@ -89,6 +105,8 @@ class Board:
     max_file_size: int = 0
     code_signatures: tuple[CodeSignature, ...] = ()
     """What its devices can check a file with; a release needs one of them. None: they check no such signature."""
+    agent_limits: AgentLimits | None = None
+    """What its AWS OTA agent has room for; None: nothing that a server has to mind."""
     rolls_back: bool = True
     """Whether its usual firmware is built to confirm itself or be rolled back (otadata boards)."""
     aliases: tuple[str, ...] = ()

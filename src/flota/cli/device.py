@@ -10,8 +10,8 @@ import typer
 
 from flota.cli.connection import AsJson, CaCert, Server, Token, connect, parse_lifetime, read_text_file
 from flota.cli.device_certificate import app as certificate_app
-from flota.cli.device_certificate import check_options, describe
 from flota.cli.device_claim import claims, templates
+from flota.cli.device_command import add_commands
 from flota.cli.output import echo, echo_json, print_table
 from flota.cli.thing_files import (
     ClientId,
@@ -23,14 +23,8 @@ from flota.cli.thing_files import (
     Output,
     RootCa,
     ThingOptions,
-    as_plain,
-    credentials_directory,
-    credentials_of,
-    endpoint_of,
-    give_credentials,
-    key_and_request,
-    write_credentials,
 )
+from flota.cli.thing_issuing import Issue, Issued, issue_credentials
 from flota.errors import NotFound, WrongUse
 
 if TYPE_CHECKING:
@@ -309,6 +303,9 @@ def label_device(
         echo(f"{changed.name}  " + (" ".join(f"{key}={value}" for key, value in changed.labels.items()) or "no labels"))
 
 
+add_commands(app)
+
+
 def _add_thing(
     name: str,
     type_name: str,
@@ -321,23 +318,15 @@ def _add_thing(
     token: str | None,
     cacert: str | None,
 ) -> None:
-    check_options(options)
-    keys = key_and_request(options, name)
-    with connect(server, token, cacert) as client:
-        where = endpoint_of(client, options)
-        with credentials_directory(options.output, keys):
-            made = client.add_thing(name, type_name, keys.csr, days=days, mac=mac, labels=labels)
-        credentials = credentials_of(
-            client, options, keys, made.certificate, where, name=name, type_name=made.device.type
-        )
-    if as_json:
-        if options.output is not None:
-            write_credentials(credentials, options.output)
-        echo_json({**made.as_dict(), "credentials": as_plain(credentials)})
-        return
-    echo(f"device     {made.device.name}, type {made.device.type}, {made.device.state}")
-    echo(describe(made.certificate))
-    give_credentials(credentials, options.output)
+    def prepare(client: ManagementClient) -> Issue:
+        def issue(csr: str) -> Issued:
+            made = client.add_thing(name, type_name, csr, days=days, mac=mac, labels=labels)
+            about = f"device     {made.device.name}, type {made.device.type}, {made.device.state}"
+            return Issued(made.certificate, made.device.type, made.as_dict(), about)
+
+        return issue
+
+    issue_credentials(name, options, prepare, as_json=as_json, server=server, token=token, cacert=cacert)
 
 
 def _accepted(client: ManagementClient, name: str) -> Device:

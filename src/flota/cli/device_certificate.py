@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from flota.cli.connection import AsJson, CaCert, Server, Token, connect, parse_lifetime, read_text_file
-from flota.cli.output import echo, echo_json, print_table
+from flota.cli.output import echo, echo_json
 from flota.cli.thing_files import (
     ClientId,
     CodeCertificate,
@@ -20,18 +19,12 @@ from flota.cli.thing_files import (
     Output,
     RootCa,
     ThingOptions,
-    as_plain,
-    credentials_directory,
-    credentials_of,
-    endpoint_of,
-    give_credentials,
-    key_and_request,
-    write_credentials,
 )
-from flota.errors import InvalidInput, WrongUse
+from flota.cli.thing_issuing import Issue, Issued, describe, issue_credentials, show_certificates
+from flota.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from flota.client.thing_schemas import ThingCertificate
+    from flota.client.management import ManagementClient
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Client certificates of things.")
 
@@ -181,51 +174,13 @@ def _make(
     token: str | None,
     cacert: str | None,
 ) -> None:
-    check_options(options)
-    keys = key_and_request(options, name)
-    with connect(server, token, cacert) as client:
-        where = endpoint_of(client, options)
+    def prepare(client: ManagementClient) -> Issue:
         device = client.device(name)
-        with credentials_directory(options.output, keys):
-            made = client.issue_certificate(name, keys.csr, days=days, overlap_s=overlap_s)
-        credentials = credentials_of(client, options, keys, made, where, name=name, type_name=device.type)
-    if as_json:
-        if options.output is not None:
-            write_credentials(credentials, options.output)
-        echo_json({**made.as_dict(), "credentials": as_plain(credentials)})
-        return
-    echo(describe(made))
-    give_credentials(credentials, options.output)
 
+        def issue(csr: str) -> Issued:
+            made = client.issue_certificate(name, csr, days=days, overlap_s=overlap_s)
+            return Issued(made, device.type, made.as_dict())
 
-def check_options(options: ThingOptions) -> None:
-    """Raise `WrongUse` for options that contradict each other."""
-    if options.csr is not None and options.key_type != "p256":
-        raise WrongUse("--key-type is for a key that is made here", hint="Leave it out with --csr.")
+        return issue
 
-
-def describe(one: ThingCertificate) -> str:
-    """Return the line that tells which certificate was made."""
-    return f"certificate {one.fingerprint}, {one.subject}, until {one.not_after.date()}"
-
-
-def show_certificates(found: list[ThingCertificate], as_json: bool) -> None:
-    """Print a listing of certificates."""
-    if as_json:
-        echo_json([one.as_dict() for one in found])
-        return
-    now = datetime.now(UTC)
-    print_table(
-        ["fingerprint", "of", "state", "issued", "until", "subject"],
-        [
-            (
-                one.fingerprint[:16],
-                one.device or one.template,
-                one.state_in_words(now=now),
-                "here" if one.issued_here else "elsewhere",
-                one.not_after.date().isoformat(),
-                one.subject,
-            )
-            for one in found
-        ],
-    )
+    issue_credentials(name, options, prepare, as_json=as_json, server=server, token=token, cacert=cacert)

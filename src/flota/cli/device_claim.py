@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from flota.cli.connection import AsJson, CaCert, Server, Token, connect
-from flota.cli.device_certificate import check_options, describe, show_certificates
 from flota.cli.output import echo, echo_json, print_table
 from flota.cli.thing_files import (
     CodeCertificate,
@@ -18,15 +17,12 @@ from flota.cli.thing_files import (
     Output,
     RootCa,
     ThingOptions,
-    as_plain,
-    credentials_directory,
-    credentials_of,
-    endpoint_of,
-    give_credentials,
-    key_and_request,
-    write_credentials,
 )
+from flota.cli.thing_issuing import Issue, Issued, issue_credentials, show_certificates
 from flota.errors import NotFound
+
+if TYPE_CHECKING:
+    from flota.client.management import ManagementClient
 
 claims = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Claim certificates: one for many devices, to ask for their own."
@@ -115,26 +111,22 @@ def create_claim(
     flota device claim create meters -o claim/ --days 365
     """
     options = ThingOptions(csr, key_type, output, endpoint, root_ca, None, code_certificate)
-    check_options(options)
-    name = f"claim-{template}"
-    keys = key_and_request(options, name)
-    with connect(server, token, cacert) as client:
-        where = endpoint_of(client, options)
+
+    def prepare(client: ManagementClient) -> Issue:
         its_type = next((one.type for one in client.list_templates() if one.name == template), None)
         if its_type is None:
             raise NotFound(
                 "no such provisioning template", found=repr(template), hint="See: flota device template list"
             )
-        with credentials_directory(output, keys):
-            made = client.issue_claim(template, keys.csr, days=days)
-        credentials = credentials_of(client, options, keys, made, where, name=name, type_name=its_type)
-    if as_json:
-        if output is not None:
-            write_credentials(credentials, output)
-        echo_json({**made.as_dict(), "credentials": as_plain(credentials)})
-        return
-    echo(describe(made))
-    give_credentials(credentials, output)
+
+        def issue(csr: str) -> Issued:
+            made = client.issue_claim(template, csr, days=days)
+            return Issued(made, its_type, made.as_dict())
+
+        return issue
+
+    name = f"claim-{template}"
+    issue_credentials(name, options, prepare, as_json=as_json, server=server, token=token, cacert=cacert)
 
 
 @claims.command("list")

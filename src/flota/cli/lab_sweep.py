@@ -11,7 +11,9 @@ import typer
 from flota.cli.output import EXIT_FAILED, echo, echo_json, print_table, warn
 
 if TYPE_CHECKING:
-    from flota.lab.sweep import Effort, SweepResult, SweepSubject
+    from flota.lab.known_limits import KnownLimit
+    from flota.lab.sweep import Effort, SweepResult
+    from flota.lab.sweep_subjects import SweepSubject
 
 
 def sweep(
@@ -20,23 +22,32 @@ def sweep(
     ],
     rollback: Annotated[
         str | None,
-        typer.Option("--rollback", metavar="off|on|anti", help="Boot loader's build; default: off, then on."),
+        typer.Option(
+            "--rollback",
+            metavar="off|on|anti",
+            help="Boot loader's build; default: off and on, where there are both. m487: off is the vendor's own.",
+        ),
     ] = None,
     agent: Annotated[
         str | None,
         typer.Option(
             "--agent",
             metavar="NAME",
-            help="micro-rdk (usual on esp32), esp-https-ota (other ESP boards); other boards have one.",
+            help="micro-rdk (usual on esp32), esp-https-ota (other ESP boards); m487: aws-ota, aws-ota-without-backup "
+            "(default: both); other boards have one.",
         ),
     ] = None,
     scenario: Annotated[
         str | None, typer.Option("--scenario", metavar="NAME", help="two-updates, refused or crash; default: all.")
     ] = None,
     image_size: Annotated[
-        str,
-        typer.Option("--image-size", metavar="SIZE", help="65536, 64K, 3.5M; or full: the board's own table, filled."),
-    ] = "64K",
+        str | None,
+        typer.Option(
+            "--image-size",
+            metavar="SIZE",
+            help="65536, 3.5M; or full: the board's own table, filled. Default: 64K; m487: 12K.",
+        ),
+    ] = None,
     depth: Annotated[int, typer.Option("--depth", min=1, max=2, help="2 adds second cuts and storms of cuts.")] = 1,
     samples: Annotated[
         int, typer.Option("--samples", metavar="N", min=1, max=10_000_000, help="Second cuts at depth 2.")
@@ -51,12 +62,15 @@ def sweep(
     """Cut the power at every flash operation of a life with updates, and count the promises that broke.
 
     Each operation is cut before, inside (every torn pattern) and after; the device then lives on until it rests. Exit
-    status 1 if a promise was broken; each failure comes with a line for `flota lab replay`.
+    status 1 if a promise was broken; each failure comes with a line for `flota lab replay`. What a board as its vendor
+    ships it cannot survive is a limit: counted and told apart, with the page that says so, and no failure.
 
     Examples:
         flota lab sweep esp32
 
         flota lab sweep aws-reference --depth 2
+
+        flota lab sweep m487 --rollback off
 
         flota lab sweep esp32-c3 --rollback on --image-size full --depth 2 --samples 5000
     """
@@ -99,11 +113,14 @@ def replay(
                 "line": line,
                 "broken": [{"promise": broken.promise.value, "text": broken.text} for broken in verdict.broken],
                 "outcomes": list(verdict.outcomes),
+                "limit": None if verdict.limit is None else _limit_data(verdict.limit),
                 "cuts": verdict.cuts,
                 "boots": verdict.boots,
                 "life": told,
             }
         )
+    elif verdict.limit is not None:
+        echo(f"no promise broke, but the board met a limit that is known: {verdict.limit}")
     elif not verdict.broken:
         echo(f"every promise was kept: {verdict.cuts} cuts, {verdict.boots} boots")
     if verdict.broken:
@@ -111,64 +128,29 @@ def replay(
 
 
 def _subjects(
-    board: str, rollback: str | None, agent: str | None, scenario: str | None, image_size: str
+    board: str, rollback: str | None, agent: str | None, scenario: str | None, image_size: str | None
 ) -> list[SweepSubject]:
-    from flota.boards.catalogue import board as board_named
-    from flota.errors import InvalidInput
-    from flota.lab.ameba_sweep_device import ameba_geometry_for
-    from flota.lab.aws_sweep_device import aws_geometry_for
-    from flota.lab.cut_scenarios import SCENARIOS, scenario_named
-    from flota.lab.dual_mcu_sweep_device import dual_mcu_geometry_for
-    from flota.lab.esp_sweep_device import USUAL_AGENTS, SweepAgent, geometry_for
-    from flota.lab.mcu_agents import is_primary_mcu
-    from flota.lab.nuvoton_agents import is_nuvoton
-    from flota.lab.nuvoton_sweep_device import nuvoton_geometry_for
-    from flota.lab.reproducer import SweepSubject, agents_of, build_of, is_ameba
-    from flota.virtual.boot.esp_idf import BootBuild
+    from flota.lab.esp_sweep_device import SweepAgent
+    from flota.lab.reproducer import OWN_TABLE
+    from flota.lab.sweep_subjects import SweepChoice, build_of, subjects_of
 
-    size = _size(image_size)
-    ameba = is_ameba(board)
-    agents = agents_of(board)
-    aws = SweepAgent.AWS_OTA in agents
-    nuvoton = is_nuvoton(board_named(board))
-    primary = is_primary_mcu(board_named(board))
-    geometry = ameba_geometry_for if ameba else aws_geometry_for if aws else geometry_for
-    own = dual_mcu_geometry_for if primary else nuvoton_geometry_for if nuvoton else geometry
-    name = own(board, size).board.name
-    usual = agents[0] if len(agents) == 1 else USUAL_AGENTS.get(name, SweepAgent.ESP_HTTPS_OTA)
     try:
-        chosen = SweepAgent(agent) if agent is not None else usual
+        chosen = None if agent is None else SweepAgent(agent)
     except ValueError:
         names = ", ".join(one.value for one in SweepAgent)
         raise typer.BadParameter(f"{agent!r} is not one of {names}", param_hint="--agent") from None
-    if ameba and rollback not in (None, "off"):
-        raise InvalidInput(f"the boot loader of {name} never rolls back", hint="Leave out --rollback.")
-    if nuvoton or primary:
-        usual_builds = [BootBuild.ROLLBACK if board_named(board).rolls_back else BootBuild.PLAIN]
-    elif aws and rollback not in (None, "on"):
-        raise InvalidInput(f"the boot loader of {name} always rolls back", hint="Leave out --rollback.")
-    else:
-        usual_builds = (
-            [BootBuild.PLAIN] if ameba else [BootBuild.ROLLBACK] if aws else [BootBuild.PLAIN, BootBuild.ROLLBACK]
-        )
-    builds = [build_of(rollback)] if rollback is not None else usual_builds
-    scenarios = SCENARIOS if scenario is None else (scenario_named(scenario),)
-    subjects = [
-        SweepSubject(name, chosen, build, size, one.name)
-        for build in builds
-        for one in scenarios
-        if build.rolls_back or not one.needs_rollback
-    ]
-    if not subjects:
-        raise InvalidInput(f"the scenario {scenario} needs a boot loader that rolls back", hint="Add --rollback on.")
-    return subjects
+    full = image_size == OWN_TABLE
+    choice = SweepChoice(
+        None if rollback is None else build_of(rollback),
+        chosen,
+        scenario,
+        None if full or image_size is None else _size(image_size),
+        full,
+    )
+    return subjects_of(board, choice)
 
 
-def _size(text: str) -> int | None:
-    from flota.lab.reproducer import OWN_TABLE
-
-    if text == OWN_TABLE:
-        return None
+def _size(text: str) -> int:
     number, factor = text, 1
     for letter, unit in (("K", 1024), ("M", 1024 * 1024)):
         if text.upper().endswith(letter):
@@ -202,7 +184,10 @@ def _print(results: list[SweepResult]) -> None:
     from flota.lab.sweep import total
 
     print_table(
-        ["board", "agent", "rollback", "scenario", "operations", "cases", "distinct", "duplicates", "broken", "ends"],
+        [
+            *("board", "agent", "rollback", "scenario", "operations", "cases", "distinct", "duplicates", "broken"),
+            *("limits", "ends"),
+        ],
         [
             [
                 result.subject.board,
@@ -214,11 +199,16 @@ def _print(results: list[SweepResult]) -> None:
                 result.distinct,
                 result.duplicates,
                 result.failed,
+                sum(met.count for met in result.limits.values()),
                 "; ".join(f"{count} {end}" for end, count in result.outcomes.most_common()),
             ]
             for result in results
         ],
     )
+    for result in results:
+        for limit, met in result.limits.items():
+            echo(f"limit of {result.subject.board}, met {met.count} times: {limit}")
+            echo(f"  flota lab replay '{met.line}'")
     cases, distinct, failed = total(results)
     kept = "no promise broken" if not failed else f"{failed} times a promise was BROKEN"
     echo(f"{cases} cuts, {distinct} of them left a device in a state of its own: {kept}")
@@ -248,6 +238,9 @@ def _as_data(results: list[SweepResult], effort: Effort) -> dict[str, object]:
                 "duplicates": result.duplicates,
                 "ends": dict(result.outcomes),
                 "broken": result.failed,
+                "limits": [
+                    {**_limit_data(limit), "count": met.count, "line": met.line} for limit, met in result.limits.items()
+                ],
                 "failures": [
                     {"promise": one.broken.promise.value, "text": one.broken.text, "line": one.line}
                     for one in result.failures
@@ -258,7 +251,11 @@ def _as_data(results: list[SweepResult], effort: Effort) -> dict[str, object]:
     }
 
 
+def _limit_data(limit: KnownLimit) -> dict[str, str]:
+    return {"name": limit.name, "promise": limit.promise.value, "text": limit.title, "page": limit.page}
+
+
 def _word(result: SweepResult) -> str:
-    from flota.lab.reproducer import rollback_word
+    from flota.lab.sweep_subjects import rollback_word
 
     return rollback_word(result.subject.build)

@@ -54,6 +54,9 @@ def run(
     start_wait_s: Annotated[
         float, typer.Option("--start-wait-s", min=1.0, help="How long the MCU may take to start an update.")
     ] = 600.0,
+    report_limit_s: Annotated[
+        float, typer.Option("--report-limit-s", min=1.0, help="How long the MCU may take to report after an update.")
+    ] = 600.0,
     with_parent: Annotated[
         bool, typer.Option("--with-parent", hidden=True, help="Stop when standard input ends: the parent is gone.")
     ] = False,
@@ -92,6 +95,7 @@ def run(
         poll_s=poll_s,
         settle_s=settle_s,
         start_wait_s=start_wait_s,
+        report_limit_s=report_limit_s,
         log_json=log_json,
         log_level=log_level,
         with_parent=with_parent,

@@ -82,6 +82,8 @@ def require_esp_fit(data: bytes, found: Inspection, board_name: str | None) -> N
     if hardware.boot != "esp-otadata":
         raise InvalidInput(f"{hardware.name} takes no push of this kind", expected="an ESP board")
     for reason in fit_check(TypeProfile(hardware), found, file_size=len(data), version=""):
+        if reason.code == "version":
+            continue  # nobody said which version this is
         if not reason.blocking:
             warn(f"warning: {reason.text}")
         elif reason.code != "too-large" or board_name is not None:

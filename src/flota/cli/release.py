@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,14 +27,37 @@ Certfile = Annotated[
 Filepath = Annotated[
     str | None, typer.Option("--filepath", metavar="PATH", help="Where the device keeps the file; else its name.")
 ]
+ReleaseVersion = Annotated[
+    str | None,
+    typer.Option("--version", metavar="V", help="The release's version; else the _V1.2.3 that FILE's name ends with."),
+]
 Reference = Annotated[str, typer.Argument(metavar="RELEASE", help="Its number, or TYPE@VERSION.")]
+
+
+def version_or_name(version: str | None, file: Path, *, say: Callable[[str], None]) -> str:
+    """Return the version that was given, else the one in the file's name, and say so. Raises `WrongUse` without."""
+    from flota.images.nuvoton import version_in_name
+    from flota.versions import parse_version
+
+    if version is not None:
+        check_option("--version", parse_version, version)
+        return version
+    said = version_in_name(file.name)
+    if said is None:
+        raise WrongUse(
+            "--version is missing, and the file's name does not end with one",
+            expected="--version V, or a name such as app_V1.0.1.bin",
+            found=file.name,
+        )
+    say(f"version    {said}, from the file's name")
+    return said
 
 
 @app.command("create")
 def create(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The firmware file.")],
     type_name: Annotated[str, typer.Option("--type", metavar="T", help="The device type, or a board's name.")],
-    version: Annotated[str, typer.Option("--version", metavar="V", help="The release's version.")],
+    version: ReleaseVersion = None,
     notes: Annotated[str, typer.Option("--notes", metavar="TEXT")] = "",
     expires: Annotated[
         str | None,
@@ -59,9 +83,8 @@ def create(
     """
     from flota.cli.uploading import upload
     from flota.client.shipping import describe_sbom, describe_upload, read_sbom_file
-    from flota.versions import parse_version
 
-    check_option("--version", parse_version, version)
+    version = version_or_name(version, file, say=warn if as_json else echo)
     expires_at = _time(expires)
     listed = read_sbom_file(sbom) if sbom is not None else None
     with connect(server, token, cacert) as client:

@@ -66,7 +66,9 @@ def create(
     ] = None,
     maintenance: Annotated[
         str | None,
-        typer.Option("--maintenance", metavar="WINDOW", help="Instead of the type's: 'daily 02:00 3h UTC', or none."),
+        typer.Option(
+            "--maintenance", metavar="WINDOW", help="Instead of the type's: 'daily 02:00 3h UTC' (or local), or none."
+        ),
     ] = None,
     as_json: AsJson = False,
     server: Server = None,
@@ -241,7 +243,9 @@ def _show_shipment(one: Shipment, as_json: bool) -> None:
         return
     echo(f"shipment   {one.title} ({one.id}), {one.type} {one.version}: {one.status}, {len(one.devices)} devices")
     checks = "any firmware type" if one.skip_type_check else "same firmware type"
-    echo(f"conditions {one.compare_field}, {checks}, {one.attempts_limit} attempts, at any time")
+    counted = f"{one.attempts_limit} attempts" + (f" in {_span(one.attempt_period_s)}" if one.attempt_period_s else "")
+    when = one.maintenance or "whenever the type allows"
+    echo(f"conditions {one.compare_field}, {checks}, {counted}, {when}")
     counted = ", ".join(f"{count} {name}" for name, count in one.progress.items() if count)
     echo(f"progress   {counted or 'nothing yet'}")
     if one.devices:
@@ -258,6 +262,11 @@ def _show_shipment(one: Shipment, as_json: bool) -> None:
                 for device in one.devices
             ],
         )
+
+
+def _span(seconds: int) -> str:
+    """Return a time that can be read: `24 h`, `90 s`."""
+    return f"{seconds // 3600} h" if seconds % 3600 == 0 else f"{seconds} s"
 
 
 def _show(one: Rollout, as_json: bool) -> None:

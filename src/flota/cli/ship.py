@@ -10,7 +10,7 @@ import typer
 from flota.cli.code_signers import CodeCertificateOption, CodeKey, CodeSignerOption
 from flota.cli.connection import AsJson, CaCert, Server, Token, check_option, comma_list, connect
 from flota.cli.output import echo, echo_json, warn
-from flota.cli.release import Certfile, Filepath
+from flota.cli.release import Certfile, Filepath, ReleaseVersion, version_or_name
 
 app = typer.Typer(add_completion=False)
 
@@ -19,10 +19,10 @@ app = typer.Typer(add_completion=False)
 def ship(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The firmware file.")],
     type_name: Annotated[str, typer.Option("--type", metavar="T", help="The device type, or a board's name.")],
-    version: Annotated[str, typer.Option("--version", metavar="V", help="The release's version.")],
     to: Annotated[
         str, typer.Option("--to", metavar="SELECTION", help="A selector (type=pump label.site=berlin), or names: A,B.")
     ],
+    version: ReleaseVersion = None,
     key: Annotated[str | None, typer.Option("--key", metavar="K", help="A private key: file or name.")] = None,
     signer: Annotated[
         str | None, typer.Option("--signer", metavar="exec:COMMAND", help="A program that signs: HSM, YubiKey, KMS.")
@@ -77,9 +77,8 @@ def ship(
     from flota.client.shipping import Shipment
     from flota.client.shipping import ship as ship_file
     from flota.fleet.rollouts import check_waves
-    from flota.versions import parse_version
 
-    check_option("--version", parse_version, version)
+    version = version_or_name(version, file, say=warn if as_json else echo)
     check_option("--waves", check_waves, waves)
     who = signer_from_options(
         key=key,

@@ -247,18 +247,24 @@ def set_policy(
     maintenance: Maintenance = None,
     confirm: Confirm = None,
     download_ahead: DownloadAhead = None,
+    poll_interval: Annotated[
+        int | None,
+        typer.Option("--poll-interval", min=1, max=86_400, metavar="SECONDS", help="How often its devices should ask."),
+    ] = None,
     as_json: AsJson = False,
     server: Server = None,
     token: Token = None,
     cacert: CaCert = None,
 ) -> None:
-    """Change what happens to devices that nobody registered, or what is known about how the devices boot.
+    """Change what happens to devices that nobody registered, when devices ask and install, or how they boot.
 
     The Secure Boot keys given take the place of those that the type had; `none` clears a fact.
 
     flota type set pump --unknown-devices accept
 
     flota type set pump --maintenance 'sat,sun 02:00 3h Europe/Berlin' --download-ahead
+
+    flota type set pump --poll-interval 60
 
     flota type set lock --bootloader-idf 5.2 --secure-boot-key old.pub --secure-boot-key new.pub
     """
@@ -269,7 +275,12 @@ def set_policy(
         facts["bootloader_idf_version"] = None if bootloader_idf == NONE else idf_version_of(bootloader_idf)
     if secure_boot_key:
         facts["secure_boot_keys"] = [] if secure_boot_key == [NONE] else [key_digest_of(one) for one in secure_boot_key]
-    rules: dict[str, Any] = {"maintenance": maintenance, "confirm": confirm, "download_ahead": download_ahead}
+    rules: dict[str, Any] = {
+        "maintenance": maintenance,
+        "confirm": confirm,
+        "download_ahead": download_ahead,
+        "poll_interval_s": poll_interval,
+    }
     rules = {key: value for key, value in rules.items() if value is not None}
     if unknown_devices is None and not facts and not rules:
         raise WrongUse(
@@ -295,9 +306,10 @@ def _show(one: DeviceType, as_json: bool) -> None:
         ("version from", one.version_from),
         ("unknown devices", one.unknown_devices),
         ("signatures needed", one.signature_threshold),
+        ("asks every", f"{one.poll_interval_s} s"),
         ("maintenance", one.maintenance or "at any time"),
     ]
-    rows += [("asks first", "yes, over DDI")] if one.confirm else []
+    rows += [("asks first", "yes: the device over DDI, or `flota device confirm`")] if one.confirm else []
     rows += [("downloads ahead", "yes")] if one.download_ahead else []
     rows += [("signer", signer.key_id) for signer in one.signers] or [("signer", "none")]
     rows += [

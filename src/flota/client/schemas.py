@@ -164,6 +164,14 @@ class Release(Answer, frozen=True, kw_only=True):
     """Names of which one must be among them before the release can be published; none: no need."""
 
 
+class Ping(Answer, frozen=True, kw_only=True):
+    """Whether a connected device gave a sign of life, and after how many milliseconds."""
+
+    device: str
+    answered: bool
+    after_ms: int | None
+
+
 class IdentityConflict(Answer, frozen=True, kw_only=True):
     """Two devices seem to use one identity: `trait` went back and forth between the values `seen`."""
 
@@ -414,6 +422,10 @@ class Shipment(Answer, frozen=True, kw_only=True):
     compare_field: str
     skip_type_check: bool
     attempts_limit: int
+    attempt_period_s: int | None
+    """After how many seconds attempts are counted anew; null: never."""
+    maintenance: str | None
+    """The rollout's own maintenance window; null: as the type says."""
     started_by: str
     started_at: datetime
     finished_at: datetime | None

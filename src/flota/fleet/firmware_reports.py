@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from flota.fleet.attempts import NO_ATTEMPTS, AttemptLimit, Attempts, attempts_in
 from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState
-from flota.fleet.shipments import STATUS_DETAIL, CompareField, DeviceStatus, ShipmentConditions
+from flota.fleet.shipments import STATUS_DETAIL, CompareField, DeviceStatus, ShipmentConditions, moment_of
 from flota.versions import version_order
 
 APPLY_TIME: Final = timedelta(minutes=10)
@@ -87,15 +88,20 @@ REPORTS: Final[Mapping[tuple[bool, Delivery], Verdict]] = {
 
 @dataclass(frozen=True, slots=True)
 class DeliveryRecord:
-    """What an execution's details say about its delivery. `requests` are those for the file from its first byte."""
+    """What an execution's details say about its delivery. `attempts` are requests for the file from its first byte."""
 
     told_at: datetime | None = None
-    requests: int = 0
+    attempts: Attempts = NO_ATTEMPTS
     state: str | None = None
     began_at: datetime | None = None
     delivered_at: datetime | None = None
     previous_version: str = ""
     previous_build: str = ""
+
+    @property
+    def requests(self) -> int:
+        """How often it has asked, in all."""
+        return self.attempts.requests
 
 
 UNDER_WAY: Final = "under-way"
@@ -106,17 +112,17 @@ HANDED_OVER: Final = "handed-over"
 def delivery_record(details: Mapping[str, str]) -> DeliveryRecord:
     """Return the record in an execution's details; what cannot be read counts as absent."""
     return DeliveryRecord(
-        told_at=_moment(details.get("told-at")),
-        requests=_count(details.get("requests")),
+        told_at=moment_of(details.get("told-at")),
+        attempts=attempts_in(details),
         state=details.get("delivery"),
-        began_at=_moment(details.get("delivery-began-at")),
-        delivered_at=_moment(details.get("delivered-at")),
+        began_at=moment_of(details.get("delivery-began-at")),
+        delivered_at=moment_of(details.get("delivered-at")),
         previous_version=details.get("previous-version", ""),
         previous_build=details.get("previous-build", ""),
     )
 
 
-def delivery_of(record: DeliveryRecord, *, attempts: int, since: datetime, now: datetime) -> Delivery:
+def delivery_of(record: DeliveryRecord, *, limit: AttemptLimit, since: datetime, now: datetime) -> Delivery:
     """Return how far the delivery came. What began before `since`, the start of the server process, was cut."""
     if record.told_at is None:
         return Delivery.UNTOLD
@@ -126,18 +132,22 @@ def delivery_of(record: DeliveryRecord, *, attempts: int, since: datetime, now: 
         return Delivery.UNDER_WAY
     if record.state == HANDED_OVER and record.delivered_at is not None and now - record.delivered_at < APPLY_TIME:
         return Delivery.FETCHED
-    if record.requests >= attempts:
+    if record.attempts.used(limit, now=now) >= limit.count:
         return Delivery.USED_UP
     return Delivery.SETTLED if record.state == HANDED_OVER else Delivery.ASKED
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What is to be done: write `end`; or offer; or neither, and look again at `look_at`."""
+    """What is to be done: write `end`, or `note`; or offer; or none of them, and look again at `look_at`."""
 
     end: ExecutionChange | None = None
     offer: bool = False
     look_at: datetime | None = None
+    note: ExecutionChange | None = None
+    """To be written of an execution that goes on."""
+    is_anew: bool = False
+    """The offer comes after a rest: it begins a new round of attempts."""
 
 
 def judge_report(
@@ -146,17 +156,17 @@ def judge_report(
     offered: Firmware,
     *,
     conditions: ShipmentConditions,
-    attempts: int,
+    limit: AttemptLimit,
     reported_at: datetime,
     since: datetime,
     now: datetime,
 ) -> Judgement:
     """Return what it means that the device, since `reported_at`, runs `running` while `offered` is its execution's.
 
-    `attempts` is how often it may ask for the file, `since` when this server process began.
+    `limit` is how often it may ask for the file, `since` when this server process began.
     """
     record = delivery_record(execution.details)
-    delivery = delivery_of(record, attempts=attempts, since=since, now=now)
+    delivery = delivery_of(record, limit=limit, since=since, now=now)
     verdict = REPORTS[running.is_same(offered), delivery]
     if verdict is Verdict.SUCCEED:
         already = delivery is Delivery.UNTOLD
@@ -175,13 +185,28 @@ def judge_report(
             return Judgement(_end(ExecutionState.REJECTED, status, text))
     if verdict is Verdict.WAIT:
         return Judgement(look_at=_settles_at(record))
-    if _is_stale(record, reported_at):
+    if verdict is Verdict.LIMIT and limit.period is not None:
+        return _rest(record, limit, now)
+    is_anew = record.attempts.retry_at is not None  # whatever it reported before it rested: it is told again
+    if _is_stale(record, reported_at) and not is_anew:
         return Judgement()  # it said so before it was told, or had the file: only what it says afterwards is judged
     if verdict is Verdict.LIMIT:
         times = "once" if record.requests == 1 else f"{record.requests} times"
         text = f"asked for the file {times} and still reports {running.version or 'no version'}"
         return Judgement(_end(ExecutionState.FAILED, DeviceStatus.LIMIT_REACHED, text))
-    return Judgement(offer=True)
+    return Judgement(offer=True, is_anew=is_anew)
+
+
+def _rest(record: DeliveryRecord, limit: AttemptLimit, now: datetime) -> Judgement:
+    resting = record.attempts.rest(limit, now=now)
+    if resting is None:
+        return Judgement()
+    details, until = resting
+    if record.attempts.retry_at == until:
+        return Judgement(look_at=until)
+    used = record.attempts.used(limit, now=now)
+    text = f"asked for the file {used} times: it is offered again from {until.isoformat(timespec='seconds')} on"
+    return Judgement(note=ExecutionChange(ExecutionState.IN_PROGRESS, details=details, message=text), look_at=until)
 
 
 def _is_stale(record: DeliveryRecord, reported_at: datetime) -> bool:
@@ -270,17 +295,3 @@ def _end(state: ExecutionState, status: DeviceStatus | None, text: str) -> Execu
 def _settles_at(record: DeliveryRecord) -> datetime | None:
     handed_over = record.state == HANDED_OVER and record.delivered_at is not None
     return record.delivered_at + APPLY_TIME if handed_over and record.delivered_at else None
-
-
-def _count(text: str | None) -> int:
-    return int(text) if text is not None and text.isascii() and text.isdecimal() and len(text) <= 9 else 0
-
-
-def _moment(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo is not None else None

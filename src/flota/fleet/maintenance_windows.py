@@ -7,14 +7,17 @@ The opening is a local time, the duration is time that passes: in the night in w
 hours still lasts three hours. An opening that falls into the hour that is left out comes that much later; one in the
 hour that comes twice is the first of the two.
 
+The zone `local` is each device's own: its label `timezone`, UTC for a device without one; `local/Europe/Berlin` takes
+Europe/Berlin for those. A label that names no zone counts as none.
+
 Source: docs/reference/hawkbit-ddi.md, "Maintenance windows"; time zone rules: the system's database (IANA).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -31,7 +34,16 @@ DURATION_MAX_MINUTES: Final = 24 * 60
 SCHEDULE_MAX_LEN: Final = 120
 """Characters of a written schedule."""
 
-RULE: Final = "WEEKDAYS HH:MM DURATION ZONE, for example: sat,sun 02:00 3h Europe/Berlin"
+UTC_ZONE: Final = "UTC"
+LOCAL_ZONE: Final = "local"
+"""The device's own zone; `local/ZONE` says what counts for devices that have none."""
+
+ZONE_LABEL: Final = "timezone"
+"""The device's label that names its zone."""
+
+RULE: Final = (
+    "WEEKDAYS HH:MM DURATION ZONE, for example: sat,sun 02:00 3h Europe/Berlin (or local: each device's own zone)"
+)
 
 _HORIZON_DAYS: Final = 8
 """Every schedule opens at least once in so many days."""
@@ -61,7 +73,25 @@ class MaintenanceSchedule:
             )
         if self.opens_at.tzinfo is not None or self.opens_at.second or self.opens_at.microsecond:
             raise InvalidInput("a maintenance window opens at a local minute", expected="HH:MM")
-        _zone(self.zone)
+        if self.is_local:
+            if self.zone != LOCAL_ZONE:
+                _zone(self.zone.partition("/")[2])
+        else:
+            _zone(self.zone)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it opens by each device's own clock."""
+        return self.zone.partition("/")[0] == LOCAL_ZONE
+
+    def for_device(self, labels: Mapping[str, str]) -> MaintenanceSchedule:
+        """Return the schedule in the zone of a device with these labels."""
+        if not self.is_local:
+            return self
+        own = labels.get(ZONE_LABEL, "")
+        if own and is_zone(own):
+            return replace(self, zone=own)
+        return replace(self, zone=self.zone.partition("/")[2] or UTC_ZONE)
 
     def __str__(self) -> str:
         """Return the schedule as `parse_schedule` reads it."""
@@ -85,7 +115,7 @@ def parse_schedule(text: str) -> MaintenanceSchedule:
         raise InvalidInput("the maintenance window is too long a text", expected=f"at most {SCHEDULE_MAX_LEN}")
     words = text.split()
     if len(words) == 3:
-        words.append("UTC")
+        words.append(UTC_ZONE)
     if len(words) != 4:
         raise InvalidInput("not a maintenance window", expected=RULE, found=repr(text))
     days, opens, duration, zone = words
@@ -96,7 +126,7 @@ def parse_schedule(text: str) -> MaintenanceSchedule:
         weekdays=frozenset(_weekdays(days.lower())),
         opens_at=time(int(found.group(1)), int(found.group(2))),
         duration_minutes=_minutes(duration.lower()),
-        zone=zone if zone.upper() != "UTC" else "UTC",
+        zone=zone if zone.upper() != UTC_ZONE else UTC_ZONE,
     )
 
 
@@ -120,6 +150,15 @@ def _minutes(text: str) -> int:
     return int(found.group(1) or 0) * 60 + int(found.group(2) or 0)
 
 
+def is_zone(name: str) -> bool:
+    """Whether this machine knows a time zone of this name."""
+    try:
+        _zone(name)
+    except InvalidInput:
+        return False
+    return True
+
+
 def _zone(name: str) -> ZoneInfo:
     if not _ZONE.match(name):
         raise InvalidInput("not a time zone", expected="a name like Europe/Berlin, or UTC", found=repr(name[:60]))
@@ -138,6 +177,7 @@ def window_state(schedule: MaintenanceSchedule, *, now: datetime) -> WindowState
     """Return whether a window is open at `now` (aware), and until when that holds.
 
     Windows that touch or overlap (24 hours, every day) count as one; `until` then is the end of what was looked at.
+    A schedule in devices' own time has to be a device's first (`for_device`).
     """
     zone = _zone(schedule.zone)
     today = now.astimezone(zone).date()

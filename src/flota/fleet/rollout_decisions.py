@@ -4,6 +4,7 @@ The rules, in the order in which they are asked:
 
 0. A silent device whose quiet time is over has SUCCEEDED by inference (`inferences`); the rest is decided afterwards.
 1. A device at work that is silent for `silence_limit_s` has TIMED_OUT; one that was asked to stop is CANCELED instead.
+   One that rests because it has reached the limit of its attempts (`shipments`) is not silent meanwhile.
    So is one whose own step timer has run out. One that can only be stopped by being told so is CANCELED at once
    (`job_executions`).
 2. A rollout that has ended decides nothing more.
@@ -36,6 +37,7 @@ from flota.fleet.executions import (
 from flota.fleet.inferences import awaits_silence, conclude_from_silence
 from flota.fleet.job_executions import end_of_time, is_job
 from flota.fleet.rollouts import OPEN_ROLLOUT_STATES, Rollout, RolloutPolicy, RolloutState, Wave, WaveState
+from flota.fleet.shipments import rests_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,11 @@ def _time_outs(
             continue
         if execution.state is not ExecutionState.IN_PROGRESS or awaits_silence(execution):
             continue
-        last_sign = max(execution.changed_at, last_seen.get(execution.device_id, execution.changed_at))
+        last_sign = max(
+            execution.changed_at,
+            last_seen.get(execution.device_id, execution.changed_at),
+            rests_until(execution) or execution.changed_at,
+        )
         if now - last_sign >= limit:
             effects.append(ChangeExecution(execution.id, execution.version, _time_out(execution, policy)))
     return effects

@@ -23,6 +23,10 @@ STATUS_DETAIL: Final = "shipment-status"
 """What the Blynk dialect found out about an execution: the value of a `DeviceStatus`."""
 
 
+RETRY_DETAIL: Final = "retry-at"
+"""Set while a device at its limit rests: from this moment on (ISO 8601) it is offered the file again."""
+
+
 class ShipmentStatus(enum.StrEnum):
     """A shipment's status."""
 
@@ -70,6 +74,8 @@ class ShipmentConditions:
     skip_type_check: bool = False
     attempts: int | None = None
     """Requests for the file; None takes `attempts_limit` of the rollout's own."""
+    attempt_period_s: int | None = None
+    """Seconds from the first of them, after which they are counted anew; None: never."""
 
 
 NO_CONDITIONS: Final = ShipmentConditions()
@@ -102,11 +108,13 @@ DEVICE_STATUS: Final[Mapping[ExecutionState, DeviceStatus]] = {
 
 ALLOWED_DETAILS: Final[Mapping[ExecutionState, frozenset[DeviceStatus]]] = {
     _E.QUEUED: frozenset({_D.AWAITING_USER}),
-    _E.IN_PROGRESS: frozenset({_D.REQUEST_SENT, _D.FIRMWARE_REQUESTED, _D.FIRMWARE_UPLOADED, _D.UPLOAD_FAILURE}),
+    _E.IN_PROGRESS: frozenset(
+        {_D.REQUEST_SENT, _D.FIRMWARE_REQUESTED, _D.FIRMWARE_UPLOADED, _D.UPLOAD_FAILURE, _D.LIMIT_REACHED}
+    ),
     _E.SUCCEEDED: frozenset({_D.ROLLBACK}),
     _E.FAILED: frozenset({_D.UPLOAD_FAILURE, _D.LIMIT_REACHED, _D.ROLLBACK}),
     _E.TIMED_OUT: frozenset(),
-    _E.REJECTED: frozenset({_D.TYPE_MISMATCH, _D.VERSION_MISMATCH}),
+    _E.REJECTED: frozenset({_D.TYPE_MISMATCH, _D.VERSION_MISMATCH, _D.UPLOAD_FAILURE}),
     _E.REMOVED: frozenset(),
     _E.CANCELED: frozenset(),
 }
@@ -156,6 +164,23 @@ def progress(statuses: Iterable[DeviceStatus]) -> dict[str, int]:
         if status.value in counts:
             counts[status.value] += 1
     return counts
+
+
+def rests_until(execution: Execution) -> datetime | None:
+    """Return until when a device that has reached its limit is left alone; None if it does not rest."""
+    told = execution.details.get(RETRY_DETAIL)
+    return None if told is None or execution.state is not ExecutionState.IN_PROGRESS else moment_of(told)
+
+
+def moment_of(text: str | None) -> datetime | None:
+    """Return the moment in a detail; what cannot be read, or has no zone, counts as absent."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else None
 
 
 def attempts_limit(conditions: ShipmentConditions, of_rollout: int) -> int:

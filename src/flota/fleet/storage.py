@@ -267,6 +267,7 @@ class Transaction(Protocol):
         confirm: bool | None = None,
         maintenance: str | None = None,
         download_ahead: bool | None = None,
+        poll_interval_s: int | None = None,
         now: datetime,
     ) -> DeviceType: ...
     async def set_boot_facts(

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Final
 
 from flota.errors import InvalidInput
-from flota.fleet.maintenance_windows import MaintenanceSchedule, parse_schedule, window_state
+from flota.fleet.maintenance_windows import ZONE_LABEL, MaintenanceSchedule, parse_schedule, window_state
 
 NO_MAINTENANCE: Final = "none"
 """A rollout's maintenance window that says: at any time, whatever the type says."""
@@ -104,6 +104,11 @@ def schedule_of(text: str) -> MaintenanceSchedule:
     return parse_schedule(text)
 
 
+@functools.lru_cache(maxsize=4096)
+def _schedule_at(text: str, zone: str) -> MaintenanceSchedule:
+    return schedule_of(text).for_device({ZONE_LABEL: zone})
+
+
 def rules_for(
     *,
     urgency: Urgency,
@@ -113,14 +118,18 @@ def rules_for(
     type_confirm: bool,
     type_maintenance: str | None,
     download_ahead: bool,
+    device_zone: str = "",
 ) -> UpdateRules:
-    """Return the rules of a rollout over a type's own: None on the rollout's side takes the type's."""
+    """Return the rules of a rollout over a type's own, for a device: None on the rollout's side takes the type's.
+
+    `device_zone` is the device's label `timezone`, for windows in its own time.
+    """
     maintenance = type_maintenance if rollout_maintenance is None else rollout_maintenance
     return UpdateRules(
         urgency=urgency,
         forced_at=forced_at,
         confirm=type_confirm if rollout_confirm is None else rollout_confirm,
-        maintenance=None if maintenance in (None, NO_MAINTENANCE) else schedule_of(maintenance),
+        maintenance=None if maintenance in (None, NO_MAINTENANCE) else _schedule_at(maintenance, device_zone),
         download_ahead=download_ahead,
     )
 

@@ -217,7 +217,7 @@ def read_partitions(path: Path, board: Board) -> bytes:
             text = file.read(PARTITIONS_MAX_BYTES)
     except OSError as error:
         raise InvalidInput(f"cannot read {path}", found=error.strerror or str(error)) from error
-    return pack_table(parse_csv(text, flash_size=board.flash_size or None, bootloader_offset=board.bootloader_offset))
+    return pack_table(parse_csv(text, bootloader_offset=board.bootloader_offset))  # boards are sold with any flash
 
 
 def read_trust_files(paths: Sequence[Path]) -> tuple[TrustedSigners, ...]:

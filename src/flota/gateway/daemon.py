@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -32,6 +30,7 @@ from flota.gateway.journal import Journal, one_gateway
 from flota.gateway.metrics import GatewayMetrics
 from flota.gateway.network_watch import watch_network
 from flota.gateway.sightings import SightingBook
+from flota.gateway.stopping import stop_at_signals
 from flota.gateway.workshop import Workshop
 from flota.transports.ameba_push import PushLimits
 from flota.transports.http import http_client
@@ -233,34 +232,3 @@ def driver_of(device: AdoptedDevice, drivers: dict[str, LastHopDriver]) -> LastH
 async def run_until_signal(gateway: Gateway, *, with_parent: bool = False) -> None:
     """Run a gateway until SIGTERM or SIGINT; a second signal ends the process at once. `stop_at_signals` says more."""
     await gateway.run(await stop_at_signals(with_parent=with_parent))
-
-
-async def stop_at_signals(*, with_parent: bool = False) -> asyncio.Event:
-    """Return what is set at SIGTERM or SIGINT; a second signal ends the process at once.
-
-    `with_parent`: set also when standard input ends, which it does when the process that holds its other end dies.
-    """
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-
-    def asked(number: signal.Signals) -> None:
-        stop.set()
-        loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked, number)
-    if with_parent:
-        await loop.connect_read_pipe(lambda: _Parent(stop), sys.stdin)
-    return stop
-
-
-class _Parent(asyncio.Protocol):
-    """Hears when the other end of standard input is gone."""
-
-    def __init__(self, stop: asyncio.Event) -> None:
-        self._stop = stop
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop."""
-        self._stop.set()

@@ -13,6 +13,7 @@ import msgspec
 
 from flota.durable_files import PRIVATE_FILE_MODE, remove_partial_files, write_durably
 from flota.gateway.journal import DamagedJournal
+from flota.gateway.ncp_fetches import FailedFetches
 from flota.protocols.blynk.ncp_states import UpdateState
 
 SCHEMA: Final = 1
@@ -54,6 +55,7 @@ class NcpRecord:
     accepted_version: str | None = None
     accepted_sequence: int = 0
     accepted_manifest_sha256: str | None = None
+    failed_fetches: FailedFetches | None = None
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-for _name in ("rich", "pygments", "click", "h2"):  # httpx and structlog take them in if there: 6 MB for nothing
+for _name in ("rich", "pygments", "click", "h2", "greenlet"):  # httpx and structlog take them if there: 7 MB in vain
     sys.modules[_name] = None  # type: ignore[assignment]
 
 import asyncio  # noqa: E402

@@ -19,7 +19,7 @@ from flota.errors import InvalidInput
 from flota.gateway.configuration import server_url
 from flota.gateway.driver import AdoptedDevice
 from flota.gateway.starting import ARENAS
-from flota.protocols.blynk.ncp import INITIAL_BAUD, SUPPORTED_BAUDS
+from flota.protocols.blynk.ncp import BOOT_LOADER_AFTER_S, INITIAL_BAUD, SUPPORTED_BAUDS
 from flota.protocols.blynk.ncp_job import CHUNK_MAX_BYTES, REPORT_LIMIT_S, SETTLE_S, START_WAIT_S, NcpUpdateSettings
 from flota.protocols.ddi import DEFAULT_TENANT
 
@@ -56,6 +56,7 @@ class NcpRunSettings:
     settle_s: float | None = None
     start_wait_s: float = START_WAIT_S
     report_limit_s: float = REPORT_LIMIT_S
+    boot_loader_after_s: float = BOOT_LOADER_AFTER_S
     log_json: bool = False
     log_level: str = "info"
     with_parent: bool = False

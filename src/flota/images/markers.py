@@ -25,6 +25,8 @@ def find_markers(data: bytes | memoryview, start: int = 0, end: int | None = Non
         data, start, end = bytes(data[start:end]), 0, None
     end = len(data) if end is None else end
     found: dict[str, str] = {}
+    if data.rfind(MARKER_START, start, end) < 0:  # backwards takes two thirds of the time, and most files have none
+        return found
     position = data.find(MARKER_START, start, end)
     for _ in range(MARKERS_MAX):
         if position < 0:

@@ -24,9 +24,10 @@ from flota.images.ameba.segment import HEADER_SIZE, RAM_TEXT, RAM_TEXT_OFFSET
 from flota.images.markers import pack_marker
 from flota.lab.at_once import AtRest, TimelessPace, run_at_once
 from flota.lab.cut_scenarios import Scenario, released
-from flota.lab.oracle import Oracle, Reason, Region
-from flota.lab.power_cuts import Boot, Chip, LifeEnd, Milestone, Offer
+from flota.lab.known_limits import KnownLimit
+from flota.lab.oracle import Broken, Oracle, Reason, Region
 from flota.lab.powered_store import PoweredStore
+from flota.lab.swept_device import Boot, Chip, LifeEnd, Milestone, Offer
 from flota.lab.swept_flash import SweptFlash
 from flota.protocols.ameba_push import push_stream_start
 from flota.virtual.agents.ameba_update import UpdateTask
@@ -134,7 +135,7 @@ class AmebaSweepDevice:
         first = released("1.0.0", ameba_image("1.0.0", self._image_size))
         return Oracle([first, *(offer.released for offer in self.offers)], self.regions, {"flash": self._flash})
 
-    def boot(self) -> Boot:
+    def boot(self, milestone: Milestone) -> Boot:
         """Run both boot loaders once."""
         report = self._hardware.boot()
         return Boot(None) if report.app is None else Boot(report.app.slot, (), report)
@@ -161,6 +162,10 @@ class AmebaSweepDevice:
             refused = any(event.kind is EventKind.UPDATE_FAILED for event in self._events)
             return LifeEnd(True, Reason.REFUSED if refused else None)
         raise RuntimeError("an app ended without a restart")
+
+    def limit(self, broken: Broken) -> KnownLimit | None:
+        """Return nothing: whatever breaks on this board is a broken promise."""
+        return None
 
     def counter(self) -> int | None:
         """There is no anti-rollback counter."""

@@ -16,7 +16,7 @@ from flota.images.esp_chips import chip_named
 from flota.images.esp_desc import EspAppDesc, pack_app_desc
 from flota.images.markers import pack_marker
 from flota.lab.oracle import Released
-from flota.lab.power_cuts import Offer
+from flota.lab.swept_device import Offer
 
 IMAGE_OVERHEAD_BYTES: Final = 80
 """Header (24), segment header (8), padding and checksum (16), appended SHA-256 (32)."""

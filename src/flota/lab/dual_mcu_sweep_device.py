@@ -21,10 +21,11 @@ from flota.boards.catalogue import board as board_named
 from flota.boards.model import BOOT_DUAL_BANK, Board
 from flota.errors import InvalidInput
 from flota.lab.cut_scenarios import SMALLER_BY_BYTES, Scenario, released
+from flota.lab.known_limits import KnownLimit
 from flota.lab.mcu_agents import is_primary_mcu
-from flota.lab.oracle import Oracle, Reason, Region
-from flota.lab.power_cuts import Boot, Chip, LifeEnd, Milestone, Offer
+from flota.lab.oracle import Broken, Oracle, Reason, Region
 from flota.lab.sample_mcu import SAMPLE_FW_TYPE, sample_mcu
+from flota.lab.swept_device import Boot, Chip, LifeEnd, Milestone, Offer
 from flota.lab.swept_flash import SweptFlash
 from flota.protocols.blynk.ncp import INITIAL_BAUD, Ncp, NcpSettings
 from flota.protocols.blynk.ncp_job import (
@@ -177,7 +178,7 @@ class DualMcuSweepDevice:
         first = released("1.0.0", _image("1.0.0", self._image_size))
         return Oracle([first, *(offer.released for offer in self.offers)], self.regions, {"flash": self._flash})
 
-    def boot(self) -> Boot:
+    def boot(self, milestone: Milestone) -> Boot:
         """Run the boot loader, with the NCP there: one that has to fetch does, and boots again."""
         refused: tuple[str, ...] = ()
         for _ in range(LOADER_STAYS_MAX):
@@ -217,6 +218,10 @@ class DualMcuSweepDevice:
             installed = not trying and _state_of(job) in (UpdateState.APPLIED, UpdateState.ACCEPTED)
             return LifeEnd(False, installed=installed)
         return LifeEnd(True, _reason(job))
+
+    def limit(self, broken: Broken) -> KnownLimit | None:
+        """Return nothing: whatever breaks on this board is a broken promise."""
+        return None
 
     def counter(self) -> int | None:
         """There is no anti-rollback counter."""

@@ -24,9 +24,10 @@ from flota.images.esp_chips import MIB
 from flota.images.esp_partitions import PartitionTable, parse_csv
 from flota.lab.at_once import REST_S, AtRest, TimelessPace, run_at_once
 from flota.lab.cut_scenarios import IMAGE_MIN_BYTES, Scenario, esp_first_image, esp_offers, released
-from flota.lab.oracle import Oracle, Reason, Region
-from flota.lab.power_cuts import Boot, Chip, LifeEnd, Milestone, Offer
+from flota.lab.known_limits import KnownLimit
+from flota.lab.oracle import Broken, Oracle, Reason, Region
 from flota.lab.powered_store import PoweredStore
+from flota.lab.swept_device import Boot, Chip, LifeEnd, Milestone, Offer
 from flota.lab.swept_flash import SweptFlash
 from flota.protocols.http_range import RangeNotSatisfiable, content_range, parse_range, unsatisfied_content_range
 from flota.protocols.viam import (
@@ -66,7 +67,9 @@ class SweepAgent(enum.StrEnum):
     AMEBA_PUSH = "ameba-push"
     """AmebaD boards, and those only (`flota.lab.ameba_sweep_device`)."""
     AWS_OTA = "aws-ota"
-    """`aws-reference`, and that only (`flota.lab.aws_sweep_device`)."""
+    """`aws-reference` and the Nuvoton boards (`flota.lab.jobs_sweep_device`)."""
+    AWS_OTA_WITHOUT_BACKUP = "aws-ota-without-backup"
+    """The same in an M487's app that is built with NVT_OTA_WITHOUT_BACKUP_BANK."""
     BLYNK_NCP = "blynk-ncp"
     """Primary MCUs behind an NCP (`flota.lab.dual_mcu_sweep_device`)."""
 
@@ -91,7 +94,7 @@ def geometry_for(board_name: str, image_size: int | None) -> EspGeometry:
     """
     board = board_named(board_name)
     if board.boot != "esp-otadata" or board.partition_csv is None:
-        raise InvalidInput("power cuts are swept on ESP and AmebaD boards and on aws-reference", found=board.name)
+        raise InvalidInput("no power cuts are swept on this board", found=board.name)
     if image_size is None:
         table = parse_csv(
             board.partition_csv, bootloader_offset=board.bootloader_offset, flash_size=board.flash_size or None
@@ -156,7 +159,7 @@ class EspSweepDevice:
         first = released("1.0.0", esp_first_image(self._chip, self._image_size))
         return Oracle([first, *(offer.released for offer in self.offers)], self.regions, {"flash": self._flash})
 
-    def boot(self) -> Boot:
+    def boot(self, milestone: Milestone) -> Boot:
         """Run the boot loader once."""
         report = self._hardware.boot()
         refused = tuple(text.partition(":")[0] for text in report.refused)
@@ -185,6 +188,10 @@ class EspSweepDevice:
         except AtRest:
             return LifeEnd(True, self._why_it_rests(report, offer))
         raise RuntimeError("an app ended without a restart")
+
+    def limit(self, broken: Broken) -> KnownLimit | None:
+        """Return nothing: whatever breaks on this board is a broken promise."""
+        return None
 
     def counter(self) -> int | None:
         """Return the secure version in the fuses, in builds that look at it."""

@@ -26,7 +26,7 @@ from flota.lab.aws_agents import AwsOptions, aws_agent
 from flota.lab.mcu_agents import McuOptions, is_primary_mcu, line_of, mcu_agent
 from flota.lab.nuvoton_agents import code_certificate_of, is_nuvoton, nuvoton_agent
 from flota.lab.nuvoton_programmer import provision
-from flota.lab.programmer import prepare_blank
+from flota.lab.programmer import flash_size_for, prepare_blank
 from flota.lab.state_directory import StateDirectory
 from flota.lab.uart_ends import PseudoTerminal
 from flota.protocols.ddi import DEFAULT_TENANT, DdiAddresses
@@ -188,7 +188,8 @@ def open_device(spec: DeviceSpec, listener: Listener) -> RunningDevice:
     dialect = _checked_dialect(spec)
     directory = StateDirectory(spec.state).lock()
     try:
-        record = directory.introduce(spec.board, name=spec.name, mac=spec.mac, build=spec.build)
+        flash_size = flash_size_for(spec.table, board_named(spec.board).flash_size)
+        record = directory.introduce(spec.board, name=spec.name, mac=spec.mac, build=spec.build, flash_size=flash_size)
         pace = Pace(spec.speed)
         nvs = directory.nvs()
         machine = directory.machine(record, nvs, pace)
@@ -336,7 +337,8 @@ def _agent(
     if dialect is Dialect.HTTP_UPDATE:
         tls = tls_context(spec.cacert) if spec.server.startswith("https:") else None
         period = {} if spec.poll_interval_s is None else {"period_s": spec.poll_interval_s}
-        return HttpUpdateAgent(update_url(spec), tls=tls, chip_size=board.flash_size, **period), None
+        chip_size = flash_size_for(spec.table, board.flash_size) or board.flash_size
+        return HttpUpdateAgent(update_url(spec), tls=tls, chip_size=chip_size, **period), None
     if dialect is Dialect.ESP_HTTPS_OTA:
         client = http_client(cacert=spec.cacert, user_agent=USER_AGENT, silence_limit_s=TIME_OUT_S)
         client.follow_redirects, client.max_redirects = True, ESP_HTTPS_OTA_REDIRECTS

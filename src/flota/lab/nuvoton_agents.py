@@ -22,8 +22,10 @@ NUVOTON_BUILD: Final = AgentBuild(
     blocks_per_request=4,
     status_every_blocks=25,
     protocols=frozenset({DataProtocol.MQTT}),
+    data_buffers=2,
+    packet_max_bytes=2048 + 128,
 )
-"""Settings of the vendor's example (docs/reference/nuvoton.md, "Steps of the application")."""
+"""Settings of the vendor's example (docs/reference/nuvoton.md, "The agent's build")."""
 
 
 def is_nuvoton(board: Board) -> bool:

@@ -17,8 +17,10 @@ from typing import Final, Protocol
 
 from flota.errors import FlotaError
 from flota.lab.cut_moments import AFTER, CutMoment, cut_of, has_moment
-from flota.lab.oracle import Broken, Oracle, Promise, Reason, Region, Released
-from flota.virtual.flash import Cut, FlashOperation, FlashOperationKind, FlashViolation, Power, PowerCut
+from flota.lab.known_limits import KnownLimit
+from flota.lab.oracle import Broken, Oracle, Promise, Region
+from flota.lab.swept_device import Boot, LifeEnd, Offer, SweptDevice, fingerprint, save
+from flota.virtual.flash import Cut, FlashOperation, FlashOperationKind, FlashViolation, PowerCut
 
 BOOTS_MAX: Final = 6
 """Restarts that one offer may take after the last cut: old app, trial, confirmed, and as many for a second download."""
@@ -28,94 +30,6 @@ CUT_BOOTS_MAX: Final = 50
 
 BOOT_OPERATIONS_MAX: Final = 8
 """Erases and programs in one boot of a device whose boot loader copies nothing: both records, twice."""
-
-
-class Chip(Protocol):
-    """Something that outlives the power: flash, fuses, a store."""
-
-    def save(self) -> object:
-        """Return a value that `load` takes back."""
-
-    def load(self, snapshot: object, /) -> None:
-        """Become what it was."""
-
-    def fingerprint(self) -> int:
-        """Return a number that tells contents apart."""
-
-    def leave(self, operation: FlashOperation, cut: Cut, /) -> None:
-        """Become what a cut of the operation leaves."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What the server offers at one stage of the life. `released` is how the oracle knows it."""
-
-    released: Released
-    version: str
-    data: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Boot:
-    """What the boot loader did: the slot that it started (None = nothing), the slots that it refused before.
-
-    `handle` is the device's own; `unconfirmed` says that the app is on trial.
-    """
-
-    slot: str | None
-    refused: tuple[str, ...] = ()
-    handle: object = None
-    unconfirmed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LifeEnd:
-    """How an app's life ended: by a restart, or at rest with nothing more to do, and why if it runs an old image."""
-
-    at_rest: bool
-    reason: Reason | None = None
-    installed: bool = False
-    """Whether this life installed what was offered."""
-
-
-Milestone = Callable[[str], None]
-"""Called by a device where all that follows depends on its chips, the running slot, the offer and the name alone."""
-
-
-class SweptDevice(Protocol):
-    """A device that a sweep can interrupt. See docs/reference/power-cuts.md, "Adding a board"."""
-
-    @property
-    def power(self) -> Power:
-        """The one power supply of all its chips."""
-
-    @property
-    def chips(self) -> Mapping[str, Chip]:
-        """Everything that outlives the power, by the name that its operations carry."""
-
-    @property
-    def regions(self) -> Sequence[Region]:
-        """The slots."""
-
-    @property
-    def offers(self) -> Sequence[Offer]:
-        """What is offered, one after another."""
-
-    @property
-    def writes_slots_while_booting(self) -> bool:
-        """Whether the boot loader copies images."""
-
-    def oracle(self) -> Oracle:
-        """Return a judge that knows everything that was ever released for the device."""
-
-    def boot(self) -> Boot:
-        """Run the boot loader once, with RAM that holds nothing of before."""
-
-    def live(self, boot: Boot, offer: Offer, milestone: Milestone) -> LifeEnd:
-        """Live as the app that was started, until it restarts or has nothing more to do."""
-
-    def counter(self) -> int | None:
-        """Return the anti-rollback counter, None if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +52,16 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a life ended: the broken promises (none = well), and at which image each stage rested."""
+    """How a life ended: the broken promises (none = well), and at which image each stage rested.
+
+    `limit`: the life ended at a limit of the board that is known, in place of a broken promise.
+    """
 
     broken: tuple[Broken, ...]
     outcomes: tuple[str, ...] = ()
     boots: int = 0
     cuts: int = 0
+    limit: KnownLimit | None = None
 
 
 class _Proven(BaseException):
@@ -222,28 +140,12 @@ class AimedPlan(Protocol):
         """Return the cut when its operation comes."""
 
 
-def save(device: SweptDevice) -> dict[str, object]:
-    """Return what all chips hold."""
-    return {name: chip.save() for name, chip in device.chips.items()}
-
-
-def load(device: SweptDevice, snapshot: Mapping[str, object]) -> None:
-    """Give all chips back what they held; there is power, and no plan to cut it."""
-    for name, chip in device.chips.items():
-        chip.load(snapshot[name])
-    device.power.on, device.power.number, device.power.plan = True, 0, None
-
-
-def fingerprint(device: SweptDevice) -> tuple[int, ...]:
-    """Return numbers that tell states of the device apart."""
-    return tuple(chip.fingerprint() for chip in device.chips.values())
-
-
 class Journey:
     """A life from power-on to the last offer, with cuts.
 
     `plans` are asked one after another: the first until it cuts, the second after that power-on, and so on; then the
-    power stays. `known` shortens what was lived before; `record` gets every operation.
+    power stays. `known` shortens what was lived before; `record` gets every operation. `stop_at_cut`: the life ends
+    where the power goes, and `stage` says how many offers it has dealt with.
     """
 
     def __init__(
@@ -255,7 +157,7 @@ class Journey:
         known: Known | None = None,
         record: Callable[[Moment], None] | None = None,
         remember_milestones: bool = False,
-        stop_when_repeating: bool = False,
+        stop_at_cut: bool = False,
         tell: Callable[[str], None] | None = None,
     ) -> None:
         self._device = device
@@ -265,7 +167,7 @@ class Journey:
         self._known = known
         self._record = record
         self._remember_milestones = remember_milestones
-        self._stop_when_repeating = stop_when_repeating
+        self._stop_at_cut = stop_at_cut
         self._tell = tell or (lambda _: None)
         self._position = Position()
         self._boot: Boot | None = None
@@ -273,10 +175,20 @@ class Journey:
         self._broken: list[Broken] = []
         self._passed: list[tuple[tuple[object, ...], int, int]] = []
         self._operations = 0
-        self._repeats: set[tuple[object, ...]] = set()
         self._boots = self._cuts = self._restarts = self._installs = 0
+        self._number_at_restart = 0
         self._outcomes: list[str] = []
         self._interrupted = False
+
+    @property
+    def stage(self) -> int:
+        """The number of the offer that the life has come to."""
+        return self._position.stage
+
+    @property
+    def operations(self) -> int:
+        """The flash operations of the life, those of the known one that it was joined to included."""
+        return self._operations
 
     def run(self, position: Position | None = None, *, interrupted: bool = False) -> Verdict:
         """Live from `position` (None = the very beginning) to the end, or to the first broken promise.
@@ -296,10 +208,22 @@ class Journey:
             raise wrong.error from None
         finally:
             power.plan = None
-        if not self._broken and self._known is not None:
+        limit = self._limit()
+        if not self._broken and limit is None and self._known is not None:
             for state, rested, operations in self._passed:
                 self._known.add(state, GoodEnd(tuple(self._outcomes[rested:]), self._operations - operations))
-        return Verdict(tuple(self._broken), tuple(self._outcomes), self._boots, self._cuts)
+        return Verdict(tuple(self._broken), tuple(self._outcomes), self._boots, self._cuts, limit)
+
+    def _limit(self) -> KnownLimit | None:
+        """Return the limit that a cut life ran into, if that is all that broke; then no promise did."""
+        if len(self._broken) != 1 or not self._interrupted:
+            return None
+        limit = self._device.limit(self._broken[0])
+        if limit is None or limit.promise is not self._broken[0].promise:
+            return None
+        self._tell(f"a limit of the board: {limit}")
+        self._broken.clear()
+        return limit
 
     # --- one boot and what it starts ----------------------------------------------------------------------------------
 
@@ -310,7 +234,7 @@ class Journey:
         self._boot = self._running = None
         first_operation = self._device.power.number
         try:
-            boot = self._device.boot()
+            boot = self._device.boot(self._boot_milestone)
         except PowerCut as cut:
             return self._power_returns(cut)
         except FlashViolation as violation:
@@ -359,16 +283,21 @@ class Journey:
 
     def _restart(self, offer: Offer, end: LifeEnd) -> bool:
         self._tell(f"restart{', an update is installed' if end.installed else ''}")
+        before = self._number_at_restart
         self._position = Position(self._position.stage)
+        number, self._number_at_restart = self._device.power.number, self._device.power.number
         if self._plan is not None:
-            return True
+            # On the way to its cut a device may take its time, as long as it does something.
+            self._restarts = self._restarts + 1 if number == before else 0
+            return self._restarts <= BOOTS_MAX or self._never_rests(offer)
         self._restarts += 1
         self._installs += end.installed
         if self._installs > 2:
             return self._break(Promise.ENDS, f"{offer.released.name} was installed {self._installs} times")
-        if self._restarts > BOOTS_MAX:
-            return self._break(Promise.CONVERGES, f"no rest within {BOOTS_MAX} restarts of {offer.released.name}")
-        return True
+        return self._restarts <= BOOTS_MAX or self._never_rests(offer)
+
+    def _never_rests(self, offer: Offer) -> bool:
+        return self._break(Promise.CONVERGES, f"no rest within {BOOTS_MAX} restarts of {offer.released.name}")
 
     def _rest(self, boot: Boot, offer: Offer, end: LifeEnd) -> bool:
         assert boot.slot is not None
@@ -384,7 +313,7 @@ class Journey:
         return True
 
     def _power_returns(self, cut: PowerCut) -> bool:
-        """Go on after a cut, with the next plan; a device that only repeats itself gets no more of them."""
+        """Go on after a cut, with the next plan, unless this life ends at it."""
         self._cuts += 1
         self._interrupted = True
         self._tell(f"cut {cut}")
@@ -394,13 +323,8 @@ class Journey:
         self._position = Position(self._position.stage)
         power = self._device.power
         power.on, power.number = True, 0
-        if self._stop_when_repeating and self._plan is not None:
-            state = (self._position, *fingerprint(self._device))
-            if state in self._repeats:
-                self._plan = None
-            self._repeats.add(state)
         self._restarts = self._installs = 0
-        return True
+        return not self._stop_at_cut
 
     # --- judging ------------------------------------------------------------------------------------------------------
 
@@ -452,6 +376,11 @@ class Journey:
         if self._known is not None:
             where = (Position(self._position.stage), (self._boot.slot, name))
             self._prove(where, remember=self._remember_milestones)
+
+    def _boot_milestone(self, name: str) -> None:
+        """Join a boot, but for one that is to change nothing: whether it did is judged at its end."""
+        if self._position.must_start is None:
+            self._prove((self._position, ("booting", name)))
 
     def _prove(self, where: tuple[object, ...], *, remember: bool = True) -> None:
         """End the life here if it is known how it goes on, and that the next cut is not reached."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from flota.digests import digests_of
 from flota.errors import InvalidInput
@@ -119,13 +120,25 @@ def read_slot(directory: StateDirectory, slot: str) -> tuple[str, bytes]:
         machine.close()
 
 
-def read_partitions(path: Path, flash_size: int | None, bootloader_offset: int | None) -> PartitionTable:
+FLASH_SIZES: Final = tuple(1 << exponent for exponent in range(20, 28))
+"""Flash chips of ESP boards, in bytes: 1 to 128 MiB."""
+
+
+def flash_size_for(table: PartitionTable | None, usual: int) -> int | None:
+    """Return the size of the smallest flash that holds the table, None if the `usual` one (bytes) does."""
+    end = 0 if table is None else max((partition.end for partition in table.partitions), default=0)
+    if end <= usual:
+        return None
+    return next((size for size in FLASH_SIZES if size >= end), None)
+
+
+def read_partitions(path: Path, bootloader_offset: int | None) -> PartitionTable:
     """Return the partition table in a CSV file. Raises `InvalidInput` or `ImageError`."""
     try:
         text = path.read_bytes()
     except OSError as error:
         raise InvalidInput(f"cannot read {path}", found=error.strerror) from error
-    return parse_csv(text, flash_size=flash_size, bootloader_offset=bootloader_offset)
+    return parse_csv(text, flash_size=FLASH_SIZES[-1], bootloader_offset=bootloader_offset)
 
 
 def _flash_esp(

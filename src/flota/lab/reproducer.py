@@ -16,90 +16,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from flota.boards.catalogue import board as board_named
 from flota.errors import InvalidInput
-from flota.lab.ameba_sweep_device import AmebaSweepDevice, ameba_geometry_for
-from flota.lab.aws_sweep_device import AwsSweepDevice, aws_geometry_for, is_ab
 from flota.lab.cut_moments import CutMoment, parse_moment
-from flota.lab.cut_scenarios import scenario_named
-from flota.lab.dual_mcu_sweep_device import DualMcuSweepDevice, dual_mcu_geometry_for
-from flota.lab.esp_sweep_device import EspSweepDevice, SweepAgent, geometry_for
-from flota.lab.mcu_agents import is_primary_mcu
-from flota.lab.nuvoton_agents import is_nuvoton
-from flota.lab.nuvoton_sweep_device import nuvoton_sweep_device
-from flota.lab.power_cuts import CUT_BOOTS_MAX, AimedPlan, Journey, PlannedCut, SweptDevice, Verdict
-from flota.virtual.boot.esp_idf import BootBuild
+from flota.lab.esp_sweep_device import SweepAgent
+from flota.lab.power_cuts import CUT_BOOTS_MAX, AimedPlan, Journey, PlannedCut, Verdict
+from flota.lab.sweep_subjects import SweepSubject, build_of, rollback_word
 
 LINE_START: Final = "flota-cuts-1"
 LINE_MAX_CHARS: Final = 4096
 CUTS_MAX: Final = 64
 OWN_TABLE: Final = "full"
 """In place of an image size: the board's own partition table, its slots filled."""
-
-_ROLLBACK: Final = {"off": BootBuild.PLAIN, "on": BootBuild.ROLLBACK, "anti": BootBuild.ANTI_ROLLBACK}
-
-
-def is_ameba(board_name: str) -> bool:
-    """Return whether the board is one of AmebaD's. Raises `NotFound`."""
-    return board_named(board_name).boot == "ameba-signature"
-
-
-def agents_of(board_name: str) -> tuple[SweepAgent, ...]:
-    """Return the agents whose order of operations can be swept on a board. Raises `NotFound`."""
-    if is_ameba(board_name):
-        return (SweepAgent.AMEBA_PUSH,)
-    if is_primary_mcu(board_named(board_name)):
-        return (SweepAgent.BLYNK_NCP,)
-    if is_ab(board_name) or is_nuvoton(board_named(board_name)):
-        return (SweepAgent.AWS_OTA,)
-    return (SweepAgent.MICRO_RDK, SweepAgent.ESP_HTTPS_OTA)
-
-
-@dataclass(frozen=True, slots=True)
-class SweepSubject:
-    """What is swept: a board with an agent and a build of its boot loader, image size in bytes, and the scenario.
-
-    `image_size` None = the board's own partition table, its slots filled.
-    """
-
-    board: str
-    agent: SweepAgent
-    build: BootBuild
-    image_size: int | None
-    scenario: str
-
-    def device(self) -> SweptDevice:
-        """Return a new device, as it leaves the factory. Raises `NotFound` or `InvalidInput`."""
-        if self.agent not in agents_of(self.board):
-            raise InvalidInput(f"{self.board} has no agent {self.agent.value}")
-        if self.agent is SweepAgent.BLYNK_NCP:
-            return self._dual_mcu()
-        if is_nuvoton(board_named(self.board)):
-            return nuvoton_sweep_device(self.board, self.image_size, scenario_named(self.scenario), self.build)
-        if self.agent is SweepAgent.AWS_OTA:
-            if self.build is not BootBuild.ROLLBACK:
-                raise InvalidInput(f"the boot loader of {self.board} always rolls back")
-            return AwsSweepDevice(aws_geometry_for(self.board, self.image_size), scenario_named(self.scenario))
-        if self.agent is SweepAgent.AMEBA_PUSH:
-            return AmebaSweepDevice(ameba_geometry_for(self.board, self.image_size), scenario_named(self.scenario))
-        return EspSweepDevice(
-            geometry_for(self.board, self.image_size),
-            scenario_named(self.scenario),
-            agent=self.agent,
-            build=self.build,
-        )
-
-    def _dual_mcu(self) -> SweptDevice:
-        scenario, geometry = scenario_named(self.scenario), dual_mcu_geometry_for(self.board, self.image_size)
-        usual = BootBuild.ROLLBACK if geometry.board.rolls_back else BootBuild.PLAIN
-        if self.build is not usual:
-            raise InvalidInput(
-                f"{self.board} {'always' if geometry.board.rolls_back else 'never'} rolls back",
-                hint="Leave out --rollback.",
-            )
-        if scenario.needs_rollback and not geometry.board.rolls_back:
-            raise InvalidInput(f"the scenario {scenario.name} needs a board that rolls back")
-        return DualMcuSweepDevice(geometry, scenario)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,18 +46,6 @@ class Reproducer:
             f"{LINE_START} board={subject.board} agent={subject.agent.value} rollback={rollback_word(subject.build)}"
             f" image={size} scenario={subject.scenario} {cuts}"
         )
-
-
-def rollback_word(build: BootBuild) -> str:
-    """Return `off`, `on` or `anti`."""
-    return next(word for word, known in _ROLLBACK.items() if known is build)
-
-
-def build_of(word: str) -> BootBuild:
-    """Return the build that a word of `--rollback` means. Raises `InvalidInput`."""
-    if word not in _ROLLBACK:
-        raise InvalidInput("not a kind of rollback", expected=", ".join(_ROLLBACK), found=repr(word[:40]))
-    return _ROLLBACK[word]
 
 
 def parse_line(line: str) -> Reproducer:

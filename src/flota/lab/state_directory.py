@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Final, Self
 
@@ -30,12 +30,10 @@ from flota.boards.model import (
 from flota.durable_files import write_durably
 from flota.errors import Conflict, InvalidInput, NotFound
 from flota.virtual.ab_board import AbHardware
-from flota.virtual.ab_board import open_flash as open_ab_flash
 from flota.virtual.ameba_board import AmebaHardware
 from flota.virtual.ameba_board import open_flash as open_ameba_flash
 from flota.virtual.boot.esp_idf import BootBuild
 from flota.virtual.dual_bank_board import DualBankHardware
-from flota.virtual.dual_bank_board import open_flash as open_mcu_flash
 from flota.virtual.esp_board import EspHardware, open_flash
 from flota.virtual.m2354_board import M2354Hardware
 from flota.virtual.m2354_board import open_chips as open_m2354_chips
@@ -45,6 +43,7 @@ from flota.virtual.nuvoton_programs import BootProfile
 from flota.virtual.nvs import NonVolatileStore
 from flota.virtual.one_bank_board import OneBankHardware
 from flota.virtual.pace import Pace
+from flota.virtual.slotted_flash import open_flash as open_slotted_flash
 from flota.virtual.two_files import TwoFileMachine
 
 DEVICE_FILE: Final = "device.json"
@@ -68,12 +67,16 @@ Machine = (
 
 @dataclass(frozen=True, slots=True)
 class DeviceRecord:
-    """What does not change in a device's life. `build` is how boot loader and app are built (ESP boards)."""
+    """What does not change in a device's life. `build` is how boot loader and app are built (ESP boards).
+
+    `flash_size` in bytes, where its flash is not of the board's usual size (ESP boards).
+    """
 
     board: str
     name: str
     mac: str
     build: str = BootBuild.ROLLBACK.value
+    flash_size: int | None = None
 
 
 def mac_of(name: str) -> str:
@@ -106,9 +109,18 @@ class StateDirectory:
             raise InvalidInput(f"{path} does not describe a virtual device", found=str(error)) from error
 
     def introduce(
-        self, board: str, *, name: str | None = None, mac: str | None = None, build: BootBuild | None = None
+        self,
+        board: str,
+        *,
+        name: str | None = None,
+        mac: str | None = None,
+        build: BootBuild | None = None,
+        flash_size: int | None = None,
     ) -> DeviceRecord:
-        """Return the device's record, written first if new. Raises `Conflict` if the directory is another board's."""
+        """Return the device's record, written first if new. Raises `Conflict` if the directory is another board's.
+
+        `flash_size` (bytes; None = the board's) counts for a new device only: nobody changes the flash of one.
+        """
         declared = board_named(board)
         old = self.record
         if old is not None and old.board != declared.name:
@@ -119,6 +131,7 @@ class StateDirectory:
             name=given,
             mac=(mac or (old.mac if old is not None and old.name == given else mac_of(given))).upper(),
             build=(build or (BootBuild(old.build) if old is not None else usual_build(declared))).value,
+            flash_size=flash_size if old is None else old.flash_size,
         )
         if record != old:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -146,16 +159,18 @@ class StateDirectory:
         if board.boot == AMEBA_BOOT:
             return AmebaHardware(board, open_ameba_flash(self.path, board), nvs=nvs, pace=pace)
         if board.boot == BOOT_AB_RECORD:
-            return AbHardware(board, open_ab_flash(self.path, board), nvs=nvs, pace=pace)
+            return AbHardware(board, open_slotted_flash(self.path, board), nvs=nvs, pace=pace)
         if board.boot == BOOT_DUAL_BANK:
-            return DualBankHardware(board, open_mcu_flash(self.path, board), nvs=nvs)
+            return DualBankHardware(board, open_slotted_flash(self.path, board), nvs=nvs)
         if board.boot == BOOT_NCP_ASSISTED:
-            return OneBankHardware(board, open_mcu_flash(self.path, board), nvs=nvs)
+            return OneBankHardware(board, open_slotted_flash(self.path, board), nvs=nvs)
         if board.boot == BOOT_NUVOTON_CLONER:
             profile = BootProfile.ROLLBACK if BootBuild(record.build).rolls_back else BootProfile.STOCK
             return M487Hardware(board, open_m487_chips(self.path), nvs=nvs, pace=pace, usual_profile=profile)
         if board.boot == BOOT_MCUBOOT_OVERWRITE:
             return M2354Hardware(board, open_m2354_chips(self.path), nvs=nvs, pace=pace)
+        if record.flash_size is not None:
+            board = replace(board, flash_size=record.flash_size)
         return EspHardware(
             board,
             open_flash(self.path, board),

@@ -13,14 +13,14 @@ import collections
 import concurrent.futures
 import enum
 import functools
-import itertools
 import multiprocessing
 import random
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from flota.lab.cut_moments import BEFORE, CutMoment, cut_of, moments_of
+from flota.lab.known_limits import KnownLimit
 from flota.lab.oracle import Broken, Oracle, Promise
 from flota.lab.power_cuts import (
     CUT_BOOTS_MAX,
@@ -30,15 +30,13 @@ from flota.lab.power_cuts import (
     Moment,
     PlannedCut,
     Position,
-    SweptDevice,
     Verdict,
-    fingerprint,
     is_in_a_slot,
-    load,
-    save,
 )
-from flota.lab.reproducer import Reproducer, SweepSubject, minimised
-from flota.virtual.flash import Cut, FlashOperation
+from flota.lab.reproducer import Reproducer, minimised
+from flota.lab.sweep_subjects import SweepSubject
+from flota.lab.swept_device import SweptDevice, fingerprint, load, save
+from flota.virtual.flash import Cut, CutPhase, FlashOperation
 
 FAILURES_KEPT: Final = 10
 """Of each part of a sweep; all are counted."""
@@ -98,6 +96,14 @@ class Failure:
 
 
 @dataclass(slots=True)
+class LimitMet:
+    """How often the lives after cuts ran into a limit of the board, and a line that shows it again."""
+
+    line: str
+    count: int = 0
+
+
+@dataclass(slots=True)
 class PartResult:
     """What came of a part. `seen` are the states that the cuts left."""
 
@@ -107,6 +113,7 @@ class PartResult:
     failures: list[Failure] = field(default_factory=list)
     failed: int = 0
     covered: set[int] = field(default_factory=set)
+    limits: dict[KnownLimit, LimitMet] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -121,6 +128,7 @@ class SweepResult:
     outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
     failures: list[Failure] = field(default_factory=list)
     failed: int = 0
+    limits: dict[KnownLimit, LimitMet] = field(default_factory=dict)
 
     @property
     def duplicates(self) -> int:
@@ -185,6 +193,8 @@ def sweep(
         result.outcomes += part.outcomes
         result.failed += part.failed
         result.failures += part.failures
+        for limit, met in part.limits.items():
+            result.limits.setdefault(limit, LimitMet(met.line)).count += met.count
         seen |= part.seen
         covered |= part.covered
         if progress is not None:
@@ -201,7 +211,7 @@ def first_failure(subject: SweepSubject, effort: Effort | None = None) -> Failur
     reference = _reference(subject)
     if reference.verdict.broken:
         return Failure(reference.verdict.broken[0], str(Reproducer(subject, (_NEVER,))))
-    for kind, count in ((Pass.ONCE, len(reference.moments)), (Pass.EVERY_BOOT, len(_every_boot_operations(reference)))):
+    for kind, count in ((Pass.ONCE, len(reference.moments)), (Pass.EVERY_BOOT, len(every_boot_operations(reference)))):
         for number in range(count):
             result = run_part(Part(subject, effort, kind, range(number, number + 1)))
             if result.failures:
@@ -233,7 +243,7 @@ def _reference(subject: SweepSubject) -> Reference:
 def _parts(subject: SweepSubject, effort: Effort, reference: Reference, jobs: int) -> list[Part]:
     """Return the parts, neighbouring operations together, since what one leaves after is what the next finds before."""
     pieces = jobs * PARTS_PER_JOB if jobs > 1 else 1
-    chosen = {Pass.ONCE: len(reference.moments), Pass.EVERY_BOOT: len(_every_boot_operations(reference))}
+    chosen = {Pass.ONCE: len(reference.moments), Pass.EVERY_BOOT: len(every_boot_operations(reference))}
     if effort.depth > 1:
         chosen[Pass.TWICE] = -(-effort.samples // SECOND_CUTS_PER_FIRST)
         chosen[Pass.STORM] = max(effort.samples // 50, 2)
@@ -254,11 +264,13 @@ def _run(parts: list[Part], jobs: int) -> Iterator[PartResult]:
         yield from pool.map(run_part, parts)
 
 
-def _every_boot_operations(reference: Reference) -> list[int]:
+def every_boot_operations(reference: Reference) -> list[int]:
     """Return the operations to cut at every power-on: those that decide, and an even choice of the others."""
     regions = reference.device.regions
-    inside = [moment.operation.number for moment in reference.moments if is_in_a_slot(moment.operation, regions)]
-    deciding = [moment.operation.number for moment in reference.moments if moment.operation.number not in set(inside)]
+    inside: list[int] = []
+    deciding: list[int] = []
+    for moment in reference.moments:
+        (inside if is_in_a_slot(moment.operation, regions) else deciding).append(moment.operation.number)
     step = -(-len(inside) // EVERY_BOOT_OPERATIONS_MAX) or 1
     return sorted({*deciding, *inside[::step]})
 
@@ -296,22 +308,55 @@ class _Worker:
 
     def cut_every_boot(self) -> None:
         """Cut the same operation at each power-on, again and again; then the power stays."""
-        operations = _every_boot_operations(self._reference)
+        operations = every_boot_operations(self._reference)
         for number in operations[self._part.share.start : self._part.share.stop]:
-            first = self._reference.moments[number]
-            for name in self._moments(first.operation):
+            lives: dict[State, _CutLife] = {}
+            for name in self._moments(self._reference.moments[number].operation):
                 cut = CutMoment(number, name)
-                load(self._device, first.snapshot)
-                self._device.chips[first.operation.chip].leave(first.operation, cut_of(name, first.operation.kind))
-                plans = itertools.repeat(PlannedCut(cut, lenient=True), self._effort.cut_boots - 1)
-                journey = Journey(
-                    self._device, self._oracle, plans=plans, known=self._reference.known, stop_when_repeating=True
-                )
-                verdict = journey.run(Position(first.position.stage), interrupted=True)
+                cuts, verdict = self._cut_again_and_again(cut, lives)
                 self.result.cases += 1
-                if verdict.cuts:
+                if cuts:
                     self.result.seen.add((Pass.EVERY_BOOT, number, name))
                 self._note(verdict, (cut,), every=self._effort.cut_boots)
+
+    def _cut_again_and_again(self, cut: CutMoment, lives: dict[State, _CutLife]) -> tuple[int, Verdict]:
+        """Return how often the power was cut after the first time, and how it ended.
+
+        `lives` keeps the lives up to the operation: those of its other moments begin alike. A device that comes to a
+        state for the second time would only repeat itself; it gets no more cuts.
+        """
+        moment = self._reference.moments[cut.operation]
+        load(self._device, moment.snapshot)
+        self._device.chips[moment.operation.chip].leave(moment.operation, cut_of(cut.moment, moment.operation.kind))
+        stage, seen = moment.position.stage, set[State]()
+        outcomes: tuple[str, ...] = ()
+        while len(seen) < self._effort.cut_boots - 1:
+            state: State = (stage, *fingerprint(self._device))
+            if state in seen:
+                break
+            seen.add(state)
+            if state not in lives:
+                lives[state] = self._life_until(cut.operation, stage)
+            life = lives[state]
+            outcomes += life.verdict.outcomes
+            if life.operation is None:
+                return len(seen) - 1, replace(life.verdict, outcomes=outcomes)
+            load(self._device, life.snapshot)
+            again = PlannedCut(cut, lenient=True)(life.operation)
+            assert again is not None
+            self._device.chips[life.operation.chip].leave(life.operation, again)
+            stage = life.stage
+        verdict = Journey(self._device, self._oracle, known=self._reference.known).run(
+            Position(stage), interrupted=True
+        )
+        return len(seen), replace(verdict, outcomes=outcomes + verdict.outcomes)
+
+    def _life_until(self, number: int, stage: int) -> _CutLife:
+        """Live from power-on up to an operation, or to the end if it does not come to it."""
+        plan = _Before(number)
+        journey = Journey(self._device, self._oracle, plans=[plan], known=self._reference.known, stop_at_cut=True)
+        verdict = journey.run(Position(stage), interrupted=True)
+        return _CutLife(verdict, journey.stage, save(self._device), plan.found)
 
     def cut_twice(self) -> None:
         """Second cuts in what follows first ones, drawn at random; half of them where something is decided."""
@@ -369,17 +414,44 @@ class _Worker:
         self._note(journey.run(Position(stage), interrupted=True), cuts)
 
     def _note(self, verdict: Verdict, cuts: tuple[CutMoment, ...], *, every: int = 0) -> None:
+        line = Reproducer(self._part.subject, cuts, every)
+        if verdict.limit is not None:
+            self.result.limits.setdefault(verdict.limit, LimitMet(str(line))).count += 1
+            return
         if not verdict.broken:
             self.result.outcomes[verdict.outcomes[0] if verdict.outcomes else "at the end"] += 1
             return
         self.result.failed += 1
         if len(self.result.failures) < FAILURES_KEPT:
-            line = str(Reproducer(self._part.subject, cuts, every))
-            self.result.failures.append(Failure(verdict.broken[0], line))
+            self.result.failures.append(Failure(verdict.broken[0], str(line)))
 
     def _anywhere(self, rng: random.Random, cuts: list[CutMoment]) -> AimedPlan:
         """Return a plan that cuts at an operation drawn when the power comes, and notes the cut."""
         return _DrawnCut(rng.randrange(len(self._reference.moments)), rng, self._moments, cuts)
+
+
+@dataclass(slots=True)
+class _Before:
+    """A power plan: the power goes before an operation, which is noted."""
+
+    operation: int
+    found: FlashOperation | None = None
+
+    def __call__(self, operation: FlashOperation) -> Cut | None:
+        if operation.number != self.operation:
+            return None
+        self.found = operation
+        return Cut(CutPhase.BEFORE)
+
+
+@dataclass(frozen=True, slots=True)
+class _CutLife:
+    """A life from one power-on: how it ended, or (`operation`) before which operation it was cut, and what it left."""
+
+    verdict: Verdict
+    stage: int
+    snapshot: Mapping[str, object]
+    operation: FlashOperation | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,9 @@ BITMAP_BYTES_MAX: Final = 12_288
 TOKEN_BYTES_MAX: Final = 64
 FILE_ID_MAX: Final = 255
 STREAM_VERSION_MAX: Final = 65_535
+AGENT_BLOCKS_MAX: Final = 1024
+"""Blocks of the largest file that the C agent takes: a bitmap of 128 bytes."""
+
 AGENT_REQUEST_NAME: Final = "rdy"
 """The client token that the C agent sends with every request."""
 
@@ -295,6 +298,19 @@ def parse_block(payload: bytes, form: StreamFormat, *, json_payload: JsonPayload
     if len(content) != length:
         raise MalformedMessage("a block's length is not what it says", expected=length, found=len(content))
     return Block(file_id, number, content, _token(members))
+
+
+@functools.lru_cache(maxsize=64)
+def data_topic_room(packet_max_bytes: int, block_size: int) -> int:
+    """Return how long (bytes) a topic may be for the C agent's data messages to fit MQTT packets of so many bytes.
+
+    Of QoS 0, in CBOR, with the agent's token and the highest block number that its bitmap has.
+    """
+    block = Block(0, AGENT_BLOCKS_MAX - 1, bytes(block_size), AGENT_REQUEST_NAME)
+    payload = len(_cbor_block(block))
+    topic_length = 2
+    length_digits = next(n for n in range(1, 5) if packet_max_bytes <= 1 << 7 * n)
+    return packet_max_bytes - 1 - length_digits - topic_length - payload
 
 
 def pack_description(description: StreamDescription, form: StreamFormat) -> bytes:

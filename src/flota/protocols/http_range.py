@@ -1,21 +1,30 @@
 """Byte ranges and validators of HTTP, both ends: what a client asks for, what a server answers.
 
 One range per request: several ranges (which no update client sends) are answered 416, like every `bytes` range that
-cannot be read, because hawkBit's clients take 416 as "already complete" and 200 as "start again".
+cannot be read, because hawkBit's clients take 416 as "already complete" and 200 as "start again". Only DDI downloads
+take several, as hawkBit does (`parse_several_ranges`).
 
-Source: docs/reference/http-update.md (section on ranges); RFC 9110 sections 8.8, 13 and 14.
+Source: docs/reference/http-update.md (section on ranges); RFC 9110 sections 8.8, 13 and 14;
+docs/reference/hawkbit-ddi.md ("Downloads"); eclipse-hawkbit/hawkbit:hawkbit-rest/hawkbit-rest-core (FileStreamingUtil).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from flota.protocols.malformed import MalformedMessage
 
 RANGE_HEADER_MAX_LEN: Final = 128
 """Characters; two numbers of 19 digits need 46. A longer header is several ranges or an attack."""
+
+RANGES_MAX: Final = 10
+"""Ranges of one request; that many fit into the longest header."""
+
+PARTS_BOUNDARY: Final = "THIS_STRING_SEPARATES_MULTIPART"
+"""hawkBit's, always the same."""
 
 _ONE_RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,19})-([0-9]{0,19})[ \t]*\Z", re.IGNORECASE)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)\Z")
@@ -69,6 +78,35 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
     if start > end:
         raise RangeNotSatisfiable("the range starts after the end", expected=f"below {size}", found=repr(header))
     return ByteRange(start, end)
+
+
+def parse_several_ranges(header: str | None, size: int) -> tuple[ByteRange, ...] | None:
+    """Return the ranges of a header that has at least two, by rising offset; None for any other header.
+
+    Raises `RangeNotSatisfiable` for one that `parse_range` would refuse alone, for overlaps, and for too many.
+    """
+    unit, _, several = (header or "").strip().partition("=")
+    if "," not in several or unit.lower() != "bytes":
+        return None
+    texts = several.split(",") if len(several) <= RANGE_HEADER_MAX_LEN else []
+    if not 2 <= len(texts) <= RANGES_MAX:
+        raise RangeNotSatisfiable("too many byte ranges", expected=f"at most {RANGES_MAX}", found=repr(several[:128]))
+    found = [parse_range(f"bytes={text.strip()}", size) for text in texts]
+    parts = sorted((part for part in found if part is not None), key=lambda part: part.first)
+    if any(before.last >= after.first for before, after in pairwise(parts)):
+        raise RangeNotSatisfiable("the byte ranges overlap", found=repr(several))
+    return tuple(parts)
+
+
+def part_head(part: ByteRange, size: int, media_type: str) -> bytes:
+    """Return what stands before a part of a `multipart/byteranges` body."""
+    lines = ("", f"--{PARTS_BOUNDARY}", f"Content-Type: {media_type}", f"Content-Range: {content_range(part, size)}")
+    return "\r\n".join((*lines, "", "")).encode("ascii")
+
+
+def parts_end() -> bytes:
+    """Return what ends a `multipart/byteranges` body."""
+    return f"\r\n--{PARTS_BOUNDARY}--\r\n".encode("ascii")
 
 
 def range_header(first: int, last: int | None = None) -> str:

@@ -45,6 +45,7 @@ class Permission(enum.StrEnum):
     DEVICES_DECIDE = "devices.decide"
     DEVICES_TOKEN = "devices.token"  # noqa: S105 - a permission's name
     DEVICES_LABEL = "devices.label"
+    DEVICES_COMMAND = "devices.command"
     DEVICES_REMOVE = "devices.remove"
     ROLLOUTS_READ = "rollouts.read"
     ROLLOUTS_CREATE = "rollouts.create"
@@ -76,6 +77,7 @@ _OPERATOR: Final = _VIEWER | {
     _P.DEVICES_DECIDE,
     _P.DEVICES_TOKEN,
     _P.DEVICES_LABEL,
+    _P.DEVICES_COMMAND,
     _P.DEVICES_REMOVE,
     _P.ROLLOUTS_CREATE,
     _P.ROLLOUTS_CONTROL,

@@ -1,8 +1,9 @@
-"""Updates of Blynk devices: what a report of theirs, or a request for their file, does to their executions.
+"""Updates of Blynk devices: what a report of theirs does to their executions, and what they are told.
 
 `fleet.firmware_reports` says what it means; here it is written down, compare-and-set. What is remembered stands in the
-execution's details, so that it outlives the process: `told-at`, `requests`, `delivery` (under-way, interrupted,
-handed-over), `delivery-began-at`, `delivered-at`, `previous-version`, `previous-build`, `shipment-status`.
+execution's details, so that it outlives the process: `told-at`, `delivery` (under-way, interrupted, handed-over),
+`delivery-began-at`, `delivered-at`, `previous-version`, `previous-build`, `shipment-status`, and what `fleet.attempts`
+counts: `requests`, `round-began-at`, `round-base`, `retry-at`.
 Source: docs/reference/blynk.md, "Cloud link".
 """
 
@@ -15,32 +16,33 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from flota.errors import Conflict, NotFound, VersionMismatch
+from flota.errors import Conflict, VersionMismatch
+from flota.fleet.attempts import limit_of
 from flota.fleet.devices import DeviceState
 from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState
 from flota.fleet.firmware_reports import (
-    HANDED_OVER,
-    INTERRUPTED,
-    UNDER_WAY,
     Firmware,
     delivery_record,
     judge_report,
     rollback_after_end,
 )
-from flota.fleet.releases import Artifact
+from flota.fleet.rollouts import RolloutState
 from flota.fleet.scope import Scope
 from flota.fleet.shipments import (
     NO_CONDITIONS,
+    RETRY_DETAIL,
     STATUS_DETAIL,
     DeviceStatus,
     ShipmentConditions,
     attempts_limit,
+    rests_until,
 )
-from flota.fleet.storage import DeviceSighting
 from flota.fleet.update_rules import Handling, Stage
-from flota.protocols.blynk.cloud import FirmwareInfo, UpdateAnnouncement, parse_build_moment
-from flota.server.blynk_links import FileGrant, NoSuchLink, expiry, make_link
+from flota.protocols.blynk.cloud import FirmwareInfo, UpdateAnnouncement, fitted_announcement, parse_build_moment
+from flota.server.blynk_links import FileGrant, expiry, make_link
 from flota.server.updates import (
+    CONFIRM_DETAIL,
+    CONFIRMED,
     QUEUE_STEPS_MAX,
     Assignment,
     close_expired,
@@ -59,23 +61,21 @@ if TYPE_CHECKING:
 BLYNK_ROUTE: Final = "blynk"
 """How `Device.last_route` names this dialect."""
 
+SHORT_NAME: Final = "f.bin"
+"""What the file is called for a device that has no room for its name."""
+
 _TAG_KEYS: Final = ("mcu", "ncp")
 
 _log = structlog.get_logger(__name__)
 
 
-class LinkOver(NotFound):
-    """The link's execution has ended, or was called off: 410."""
-
-    code = "link-over"
-
-
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a device said it runs, and when."""
+    """What a device said it runs, when, and how many bytes of a message it takes (None: it does not say)."""
 
     running: Firmware
     at: datetime
+    receive_buffer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +87,6 @@ class Decision:
 
 
 NOTHING: Final = Decision()
-
-
-@dataclass(frozen=True, slots=True)
-class FileDelivery:
-    """One answer with the file. `number` counts the execution's requests for its first byte."""
-
-    artifact: Artifact
-    firmware: Firmware
-    scope: Scope
-    execution_id: int
-    number: int
 
 
 def firmware_of_info(info: FirmwareInfo) -> Firmware:
@@ -127,12 +116,13 @@ class BlynkUpdates:
                 device = await transaction.device_by_id(scope, device.id)
                 assignment = await current_assignment(transaction, scope, device, now=self._context.now())
                 conditions = await _conditions(transaction, scope, assignment)
+                held = assignment is not None and await _is_held(transaction, scope, assignment.execution)
             if assignment is None or device.state is not DeviceState.ACCEPTED:
                 return NOTHING
             if assignment.expired:
                 await close_expired(self._context, scope, device)
                 continue
-            decision = await self._judge(scope, assignment, conditions, report)
+            decision = await self._judge(scope, assignment, conditions, report, held=held)
             if decision is not None:
                 return decision
         return NOTHING
@@ -160,16 +150,19 @@ class BlynkUpdates:
         sight(self._context, scope, device, route=BLYNK_ROUTE, address=address, running=running)
 
     async def _judge(
-        self, scope: Scope, assignment: Assignment, conditions: ShipmentConditions, report: Report
+        self, scope: Scope, assignment: Assignment, conditions: ShipmentConditions, report: Report, *, held: bool
     ) -> Decision | None:
-        """Return what to tell the device; None if an execution ended, so that the next one is looked at."""
+        """Return what to tell the device; None if an execution ended, so that the next one is looked at.
+
+        `held` is a device that has rested and whose rollout is paused now: nothing new begins.
+        """
         execution, offered = assignment.execution, firmware_of(assignment.release)
         judgement = judge_report(
             execution,
             report.running,
             offered,
             conditions=conditions,
-            attempts=attempts_limit(conditions, assignment.policy.attempts),
+            limit=limit_of(conditions, attempts_limit(conditions, assignment.policy.attempts)),
             reported_at=report.at,
             since=self._context.started_at,
             now=self._context.now(),
@@ -177,16 +170,30 @@ class BlynkUpdates:
         if judgement.end is not None:
             await self._write(scope, execution, judgement.end)
             return None
+        if judgement.note is not None and not await self._write(scope, execution, judgement.note):
+            return None
         look_at = min(filter(None, (judgement.look_at, assignment.showing.valid_until)), default=None)
-        if not judgement.offer:
+        if not judgement.offer or held:
             return Decision(look_at=look_at)
         showing = assignment.showing
         told = showing.stage is Stage.TELL and showing.update is not Handling.SKIP  # what it fetches it installs
-        if not told and execution.state is ExecutionState.QUEUED:
+        is_agreed = execution.details.get(CONFIRM_DETAIL) == CONFIRMED and conditions is not NO_CONDITIONS
+        told |= is_agreed and showing.stage is Stage.WAIT  # who agrees to a shipment gets it at once, whatever the hour
+        if not told and (execution.state is ExecutionState.QUEUED or judgement.is_anew):
             if showing.stage is Stage.ASK:
                 _log.info("blynk.awaits_agreement", device=execution.device_name, execution=execution.id)
+            if judgement.is_anew and showing.opens_at is not None:
+                await self._rest_on(scope, execution, showing.opens_at)
             return Decision(look_at=look_at)
         return await self._offer(scope, assignment, offered, report, look_at)
+
+    async def _rest_on(self, scope: Scope, execution: Execution, until: datetime) -> None:
+        """Let a device that may ask again rest until its window opens: it is not silent meanwhile."""
+        if rests_until(execution) == until:
+            return
+        text = "may ask again, and waits for its maintenance window"
+        details: dict[str, str | None] = {RETRY_DETAIL: until.isoformat()}
+        await self._write(scope, execution, ExecutionChange(ExecutionState.IN_PROGRESS, details=details, message=text))
 
     async def _offer(
         self, scope: Scope, assignment: Assignment, offered: Firmware, report: Report, look_at: datetime | None
@@ -196,24 +203,42 @@ class BlynkUpdates:
             _log.warning("blynk.no_url", hint="Give --public-url: devices cannot be told where the file is.")
             return Decision(look_at=look_at)
         execution, now = assignment.execution, self._context.now()
+        announcement = self._announcement(scope, assignment, offered, report, base_url, now)
+        if announcement is None:
+            await self._write(scope, execution, _takes_no_announcement(report))
+            return None
         record = delivery_record(execution.details)
         running = report.running
-        details: dict[str, str | None] = {"told-at": now.isoformat(), STATUS_DETAIL: DeviceStatus.REQUEST_SENT.value}
+        details: dict[str, str | None] = {
+            "told-at": now.isoformat(),
+            STATUS_DETAIL: DeviceStatus.REQUEST_SENT.value,
+            RETRY_DETAIL: None,
+        }
         if record.told_at is None:
             details |= {"previous-version": running.version or None, "previous-build": running.build or None}
         change = ExecutionChange(ExecutionState.IN_PROGRESS, details=details, message="the device was told of the file")
         if not await self._write(scope, execution, change):
             return None
-        grant = FileGrant(scope.tenant_id, execution.id, execution.device_id, expiry(now))
-        release = assignment.release
-        announcement = UpdateAnnouncement(
-            url=make_link(self._context, base_url, grant, release.filename),
-            size=release.artifact.digests.size,
-            fw_type=offered.fw_type or None,
-            version=offered.version if _has_tag(release) else None,
-            build=offered.build or None,
-        )
         return Decision(announcement, look_at)
+
+    def _announcement(
+        self, scope: Scope, assignment: Assignment, offered: Firmware, report: Report, base_url: str, now: datetime
+    ) -> UpdateAnnouncement | None:
+        """Return what the device is told; None if it has no room for it, even with a shorter name of the file."""
+        execution, release = assignment.execution, assignment.release
+        grant = FileGrant(scope.tenant_id, execution.id, execution.device_id, expiry(now))
+        for name in (release.filename, SHORT_NAME):
+            whole = UpdateAnnouncement(
+                url=make_link(self._context, base_url, grant, name),
+                size=release.artifact.digests.size,
+                fw_type=offered.fw_type or None,
+                version=offered.version if _has_tag(release) else None,
+                build=offered.build or None,
+            )
+            fitted = fitted_announcement(whole, report.receive_buffer)
+            if fitted is not None:
+                return fitted
+        return None
 
     async def _write(self, scope: Scope, execution: Execution, change: ExecutionChange) -> bool:
         """Write what was decided; returns False if something else has happened meanwhile: the caller decides again."""
@@ -228,94 +253,11 @@ class BlynkUpdates:
             return False
         return True
 
-    # --- files --------------------------------------------------------------------------------------------------------
 
-    async def look(self, grant: FileGrant) -> FileDelivery:
-        """Return what a request at a link would get; nothing is counted. Raises `NoSuchLink` or `LinkOver`."""
-        async with self._context.storage.reading() as transaction:
-            return await self._delivery(transaction, grant, await self._open_execution(transaction, grant))
-
-    async def begin(self, grant: FileGrant, address: str | None) -> FileDelivery:
-        """Count a request for a file from its first byte, and return it. Raises `NoSuchLink` or `LinkOver`.
-
-        One that asks more often than its rollout allows has FAILED.
-        """
-        now = self._context.now()
-
-        async def begin(transaction: Transaction) -> FileDelivery | None:
-            execution = await self._open_execution(transaction, grant)
-            delivery = await self._delivery(transaction, grant, execution)
-            conditions = await _conditions_of(transaction, delivery.scope, execution.rollout_id)
-            policy = await transaction.rollout_policy(delivery.scope, execution.rollout_id)
-            if delivery.number >= attempts_limit(conditions, policy.attempts):
-                end = _limit_reached(delivery.number)
-                await transaction.change_execution(delivery.scope, execution.id, execution.version, end, now=now)
-                return None
-            number = delivery.number + 1
-            details: dict[str, str | None] = {
-                "requests": str(number),
-                "delivery": UNDER_WAY,
-                "delivery-began-at": now.isoformat(),
-                STATUS_DETAIL: DeviceStatus.FIRMWARE_REQUESTED.value,
-            }
-            text = "asked for the file" if number == 1 else f"asked for the file again, request {number}"
-            change = ExecutionChange(ExecutionState.IN_PROGRESS, details=details, message=text)
-            await transaction.change_execution(delivery.scope, execution.id, execution.version, change, now=now)
-            return FileDelivery(delivery.artifact, delivery.firmware, delivery.scope, execution.id, number)
-
-        delivery = await with_retries(self._context, begin)
-        sighting = DeviceSighting(grant.device_id, now, BLYNK_ROUTE, address)
-        self._context.sightings.record(Scope(grant.tenant_id, BLYNK_ROUTE), sighting)
-        if delivery is None:
-            raise LinkOver("this device has asked for the file as often as it may")
-        return delivery
-
-    async def finish(self, delivery: FileDelivery, *, whole: bool) -> None:
-        """Note how a delivery ended, unless the device has asked from the beginning again in the meantime."""
-        now = self._context.now()
-
-        async def write(transaction: Transaction) -> None:
-            execution = await transaction.execution(delivery.scope, delivery.execution_id)
-            record = delivery_record(execution.details)
-            if execution.state is not ExecutionState.IN_PROGRESS or record.requests != delivery.number:
-                return
-            status = DeviceStatus.FIRMWARE_UPLOADED if whole else DeviceStatus.UPLOAD_FAILURE
-            details: dict[str, str | None] = {
-                "delivery": HANDED_OVER if whole else INTERRUPTED,
-                "delivered-at": now.isoformat() if whole else None,
-                STATUS_DETAIL: status.value,
-            }
-            text = "the file was handed over whole" if whole else "the transfer broke off"
-            change = ExecutionChange(ExecutionState.IN_PROGRESS, details=details, message=text)
-            await transaction.change_execution(delivery.scope, execution.id, execution.version, change, now=now)
-
-        await with_retries(self._context, write)
-
-    async def _open_execution(self, transaction: Transaction, grant: FileGrant) -> Execution:
-        scope = Scope(grant.tenant_id, BLYNK_ROUTE)
-        try:
-            execution = await transaction.execution(scope, grant.execution_id)
-            device = await transaction.device_by_id(scope, grant.device_id)
-        except NotFound as error:
-            raise NoSuchLink("no such link") from error
-        if execution.device_id != device.id:
-            raise NoSuchLink("no such link")
-        is_open = execution.state is ExecutionState.IN_PROGRESS and execution.cancel_requested_at is None
-        if not is_open or device.state is not DeviceState.ACCEPTED:
-            raise LinkOver("this update is over")
-        return execution
-
-    async def _delivery(self, transaction: Transaction, grant: FileGrant, execution: Execution) -> FileDelivery:
-        scope = Scope(grant.tenant_id, f"device:{execution.device_name}")
-        release = await transaction.release(scope, execution.release_id)
-        number = delivery_record(execution.details).requests
-        return FileDelivery(release.artifact, firmware_of(release), scope, execution.id, number)
-
-
-def _limit_reached(requests: int) -> ExecutionChange:
-    text = f"asked for the file {requests} times and asks again: the limit is reached"
-    details: dict[str, str | None] = {STATUS_DETAIL: DeviceStatus.LIMIT_REACHED.value, "reason": text}
-    return ExecutionChange(ExecutionState.FAILED, details=details, basis=Basis.REPORTED, message=text)
+def _takes_no_announcement(report: Report) -> ExecutionChange:
+    text = f"the device takes messages of {report.receive_buffer} bytes (rxbuff), too few for the address of its file"
+    details: dict[str, str | None] = {STATUS_DETAIL: DeviceStatus.UPLOAD_FAILURE.value, "reason": text}
+    return ExecutionChange(ExecutionState.REJECTED, details=details, basis=Basis.REPORTED, message=text)
 
 
 def _has_tag(release: Release) -> bool:
@@ -325,9 +267,17 @@ def _has_tag(release: Release) -> bool:
 async def _conditions(transaction: Transaction, scope: Scope, assignment: Assignment | None) -> ShipmentConditions:
     if assignment is None:
         return NO_CONDITIONS
-    return await _conditions_of(transaction, scope, assignment.execution.rollout_id)
+    return await conditions_of(transaction, scope, assignment.execution.rollout_id)
 
 
-async def _conditions_of(transaction: Transaction, scope: Scope, rollout_id: int) -> ShipmentConditions:
+async def _is_held(transaction: Transaction, scope: Scope, execution: Execution) -> bool:
+    """Whether a device that has rested is not to be told again: its rollout is paused."""
+    if rests_until(execution) is None:
+        return False
+    return (await transaction.rollout(scope, execution.rollout_id)).state is not RolloutState.ACTIVE
+
+
+async def conditions_of(transaction: Transaction, scope: Scope, rollout_id: int) -> ShipmentConditions:
+    """Return on which conditions the devices of a rollout take its file; none for one that is no shipment."""
     record = (await transaction.shipment_records(scope, [rollout_id])).get(rollout_id)
     return NO_CONDITIONS if record is None else record.conditions

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from flota.errors import FlotaError, InvalidInput
+from flota.fleet.maintenance_windows import is_zone
 from flota.fleet.poll_times import JITTER_PERCENT_MAX
 from flota.protocols.aws_ota import DataProtocol
 from flota.protocols.aws_streams import JsonPayload
@@ -124,6 +125,12 @@ def _bounded_number(value: Any, bounds: tuple[int, int]) -> int:
     return number
 
 
+def _time_zone(name: str) -> str:
+    if not is_zone(name):
+        raise InvalidInput("no time zone that this machine knows", expected="Europe/Berlin", found=repr(name[:60]))
+    return name
+
+
 def _switch(value: Any) -> bool:
     text = str(value).strip().lower()
     if text not in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
@@ -170,6 +177,7 @@ SETTINGS: Final = (
     Setting("proxy_authority", lambda value: _listed(value, parse_authority), ()),
     Setting("proxy_device_type", _text),
     Setting("poll_jitter_percent", lambda value: _whole_number(value, JITTER_PERCENT_MAX), DEFAULT_POLL_JITTER_PERCENT),
+    Setting("time_zone", lambda value: _time_zone(_text(value))),
     Setting("mqtt_bridge", lambda value: parse_broker_url(_text(value))),
     Setting("mqtt_bridge_rule", lambda value: _listed(value, parse_rule), ()),
     Setting("mqtt_broker", lambda value: parse_broker_url(_text(value))),
@@ -235,6 +243,7 @@ def settings_from(
         device_requests_per_s=values["device_requests_per_s"],
         viam_quiet_s=values["viam_quiet_s"],
         poll_jitter_percent=values["poll_jitter_percent"],
+        time_zone=values["time_zone"],
         trusted_proxies=tuple(dict.fromkeys(values["trusted_proxy"] + values["proxy_client_cert"])),
         certificate_proxies=values["proxy_client_cert"],
         proxy_authorities=values["proxy_authority"],

@@ -12,6 +12,7 @@ from starlette.requests import HTTPConnection
 
 from flota.server.admissions import Admissions
 from flota.server.artifact_cleanup import RecordingGate
+from flota.server.device_lines import DeviceLines
 from flota.server.download_tokens import DownloadTokens
 from flota.server.gathered import Gathered
 from flota.server.identity_watch import IdentityWatch
@@ -54,6 +55,7 @@ class ServerContext:
     recording_gate: RecordingGate = field(default_factory=RecordingGate)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     identity_watch: IdentityWatch = field(default_factory=IdentityWatch)
+    device_lines: DeviceLines = field(default_factory=DeviceLines)
     own_url: str | None = None
     """Where this process listens for HTTP, set once it does: what devices are given that do not come over HTTP."""
     mqtts_port: int | None = None

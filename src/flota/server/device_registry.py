@@ -18,6 +18,7 @@ from flota.boards.model import Board, TypeProfile, VersionFrom
 from flota.digests import parse_sha256_hex
 from flota.errors import Conflict, InvalidInput, NotFound
 from flota.fleet.devices import Device, DeviceState, DeviceType, TrustedSigner, UnknownDevices
+from flota.fleet.maintenance_windows import ZONE_LABEL, is_zone
 from flota.fleet.selectors import check_labels
 from flota.fleet.storage import NewDevice, NewDeviceType
 from flota.images.esp_idf_version import idf_release
@@ -86,6 +87,13 @@ def parse_labels(labels: Mapping[str, str]) -> dict[str, str]:
     empty = [key for key, value in labels.items() if not value.strip()]
     if empty:
         raise InvalidInput(f"label {empty[0]} has no value", hint="Leave the label out instead.")
+    zone = labels.get(ZONE_LABEL)
+    if zone is not None and not is_zone(zone):
+        raise InvalidInput(
+            f"the label {ZONE_LABEL} is no time zone that this machine knows",
+            expected="a name like Europe/Berlin, or UTC",
+            found=repr(zone[:60]),
+        )
     return dict(labels)
 
 

@@ -48,8 +48,12 @@ HEADERS_MAX_BYTES: Final = 16 * 1024
 HTTP1_BUFFER_BYTES: Final = 64 * 1024
 """Read and write buffer of an HTTP/1.1 connection: bounds a request's header too (`limits` refuses from 16 KiB on)."""
 
-HTTP2_SEND_BUFFER_BYTES: Final = 400 * 1024
-"""What one stream may hold in memory for a reader that stalls. At 128 KiB a download over TLS cost a third more CPU."""
+HTTP2_SEND_BUFFER_BYTES: Final = 16 * 1024
+"""Below so much unsent, a plain HTTP/2 stream opens its body's next piece (`server.api.file_bodies`). It is no bound on
+a piece: a stream has at least one open. Five more wait in granian's queue, so a larger buffer gains nothing."""
+
+HTTP2_TLS_SEND_BUFFER_BYTES: Final = 400 * 1024
+"""The same over TLS, where granian's file loop has no queue: at 128 KiB a download cost a third more CPU."""
 
 HTTP2_STREAMS: Final = 128
 """Requests at a time on one connection (RFC 9113 6.5.2 asks for at least 100)."""
@@ -304,7 +308,7 @@ class _GranianOnSocket(EmbeddedGranian):
                 keep_alive_timeout=IDLE_MS // 1000,
                 max_concurrent_streams=HTTP2_STREAMS,
                 max_headers_size=HEADERS_MAX_BYTES,
-                max_send_buffer_size=HTTP2_SEND_BUFFER_BYTES,
+                max_send_buffer_size=HTTP2_SEND_BUFFER_BYTES if tls is None else HTTP2_TLS_SEND_BUFFER_BYTES,
             ),
             log_level=LogLevels.warning,
             log_dictconfig=_GRANIAN_LOGGING,

@@ -229,6 +229,8 @@ class ServerSettings:
     device_requests_per_s: float = DEFAULT_DEVICE_REQUESTS_PER_S
     viam_quiet_s: float = DEFAULT_VIAM_QUIET_S
     poll_jitter_percent: int = DEFAULT_POLL_JITTER_PERCENT
+    time_zone: str | None = None
+    """Zone of devices without one of their own, for shipments at a time of day; None: UTC."""
     trusted_proxies: tuple[Network, ...] = ()
     """Where X-Forwarded-* and Forwarded headers are believed."""
     certificate_proxies: tuple[Network, ...] = ()

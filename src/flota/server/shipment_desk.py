@@ -6,7 +6,7 @@ as one. Source: docs/reference/blynk.md, "Shipments".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -37,6 +37,9 @@ TITLE_MAX_LEN: Final = 40
 """Characters, as in the vendor's console."""
 
 EXECUTIONS_READ_MAX: Final = 1_000_000
+
+SILENCE_LIMIT_S: Final = 3600
+"""How long a device that was told may be gone before its update has failed; at least the period of its attempts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class NewShipment:
     file_name: str
     device_ids: tuple[int, ...]
     conditions: ShipmentConditions
+    maintenance: str | None = None
+    """When devices are told of it (`flota.fleet.maintenance_windows`); None: as their type says."""
     is_critical: bool = False
 
 
@@ -128,6 +133,12 @@ async def list_shipments(context: ServerContext, scope: Scope) -> Sequence[Shipm
     return [one for one in found if one.record is None or one.record.deleted_at is None]
 
 
+async def starters(context: ServerContext, scope: Scope) -> Mapping[str, int]:
+    """Return the numbers of the tenant's access tokens by how they stand in records: who may have started something."""
+    async with context.storage.reading() as transaction:
+        return {f"token:{one.name}": one.id for one in await transaction.list_access_tokens(scope)}
+
+
 async def create_shipment(context: ServerContext, scope: Scope, wanted: NewShipment) -> Shipment:
     """Start a shipment of a published release that has these bytes.
 
@@ -144,9 +155,11 @@ async def create_shipment(context: ServerContext, scope: Scope, wanted: NewShipm
         names = [(await transaction.device_by_id(scope, device_id)).name for device_id in wanted.device_ids]
     policy = RolloutPolicy(
         abort_after_failures=max(1, len(names)) + 1 if names else 1_000_000,  # a shipment goes on whoever fails
+        silence_limit_s=max(SILENCE_LIMIT_S, wanted.conditions.attempt_period_s or 0),
         attempts=wanted.conditions.attempts or 1,
         confirm=False if wanted.is_critical else None,
         continuous=not names,
+        maintenance=wanted.maintenance,
     )
     request = RolloutRequest(
         release=str(release.id),

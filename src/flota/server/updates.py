@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from flota.errors import NotFound, VersionMismatch
 from flota.fleet.devices import Device, DeviceType, IdentityConflict
 from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState
+from flota.fleet.maintenance_windows import ZONE_LABEL
 from flota.fleet.releases import Release
 from flota.fleet.rollouts import RolloutPolicy
 from flota.fleet.scope import DEFAULT_TENANT, Scope
@@ -92,6 +93,7 @@ def showing_of(
         type_confirm=device_type.confirm,
         type_maintenance=device_type.maintenance,
         download_ahead=device_type.download_ahead,
+        device_zone=device.labels.get(ZONE_LABEL, ""),
     )
     agreed = execution.details.get(CONFIRM_DETAIL) == CONFIRMED or device.auto_confirm is not None
     return show_update(rules, agreed=agreed, now=now)

@@ -31,7 +31,14 @@ SQLITE_SETTINGS: Final = (
     "PRAGMA foreign_keys=ON",
 )
 
-_URL_HINT: Final = "Give sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME."
+OUR_DRIVERS: Final = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "postgres": "postgresql+asyncpg",
+}
+"""Drivers of URLs that name none, as other tools write them."""
+
+_URL_HINT: Final = "Give sqlite:///FILE or postgresql://USER@HOST/NAME."
 
 
 def decode_json(text: str) -> Any:
@@ -44,18 +51,40 @@ def decode_json(text: str) -> Any:
 
 def open_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
     """Return the writers' and the readers' engine for `url`; nothing connects yet. Raises `InvalidInput`."""
+    parsed = _parsed(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite_engines(parsed)
     try:
-        parsed = sa.make_url(url)
-    except ArgumentError as error:
+        return _postgres_engines(parsed)
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            "PostgreSQL's driver is not installed", expected=error.name, hint="pip install 'flota[postgres]'"
+        ) from error
+
+
+def _parsed(url: str) -> sa.URL:
+    """Return a URL of a database that we can use, with its driver. Raises `InvalidInput`."""
+    try:
+        parsed = _with_our_driver(sa.make_url(url))
+    except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number
         raise InvalidInput("the database URL cannot be read", hint=_URL_HINT) from error
     match parsed.drivername:
         case "sqlite+aiosqlite" if parsed.database not in (None, "", ":memory:"):
-            return _sqlite_engines(parsed)
+            return parsed
         case "postgresql+asyncpg":
-            return _postgres_engines(parsed)
+            return parsed
     raise InvalidInput(
         "this database is not supported", found=parsed.render_as_string(hide_password=True), hint=_URL_HINT
     )
+
+
+def _with_our_driver(url: sa.URL) -> sa.URL:
+    """Return the URL with the driver that we bring, where it names none; libpq's `sslmode` is asyncpg's `ssl`."""
+    named = url.set(drivername=OUR_DRIVERS.get(url.drivername, url.drivername))
+    if named.drivername != OUR_DRIVERS["postgresql"] or "sslmode" not in named.query:
+        return named
+    mode = named.query["sslmode"]
+    return named.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
 
 
 def _sqlite_engines(url: sa.URL) -> tuple[AsyncEngine, AsyncEngine]:
@@ -77,8 +106,11 @@ def _sqlite_engines(url: sa.URL) -> tuple[AsyncEngine, AsyncEngine]:
 
 
 def open_sqlite_at_once(url: str) -> tuple[sa.Engine, sa.Engine] | None:
-    """Return a writing and a reading engine of one plain connection each (`flota.store.at_once`); None if no SQLite."""
-    parsed = sa.make_url(url)
+    """Return a writing and a reading engine of one plain connection each (`flota.store.at_once`); None if no SQLite.
+
+    Raises `InvalidInput` for another kind of URL.
+    """
+    parsed = _parsed(url)
     if parsed.get_backend_name() != "sqlite":
         return None
     writer, reader = (

@@ -24,7 +24,7 @@ from flota.fleet.storage import Transaction
 from flota.store.at_once import AtOnce
 from flota.store.change_notes import ChangeNotes, note_statements, noting_in
 from flota.store.connections import open_engines, open_sqlite_at_once
-from flota.store.failures import as_flota_error
+from flota.store.failures import as_flota_error, as_opening_error
 from flota.store.queries.audit import AuditQueries
 from flota.store.queries.certificates import CertificateQueries
 from flota.store.queries.gateway_tokens import GatewayTokenQueries
@@ -68,17 +68,21 @@ class Database:
     async def open(cls, url: str) -> Self:
         """Return the database at `url`, its tables brought up to date.
 
-        `url` is `sqlite+aiosqlite:///FILE` or `postgresql+asyncpg://USER@HOST/NAME`.
+        `url` is `sqlite:///FILE` or `postgresql://USER@HOST/NAME`, with or without a driver's name.
 
-        Raises `InvalidInput` for another kind of URL, `Conflict` if a newer Flota has already changed the tables.
+        Raises `InvalidInput` for another kind of URL, or if there is no such database, `Conflict` if a newer Flota has
+        already changed the tables, `StorageFull`.
         """
         writers, readers = open_engines(url)
         try:
             await bring_to_head(writers)
-        except BaseException:
+        except BaseException as error:
             await writers.dispose()
             await readers.dispose()
-            raise
+            meant = as_opening_error(error, writers.url)
+            if meant is None:
+                raise
+            raise meant from error
         return cls(writers, readers, open_sqlite_at_once(url))
 
     async def close(self) -> None:

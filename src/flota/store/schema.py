@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from flota.errors import Conflict
 from flota.store.connections import open_sqlite_at_once
 
-SCHEMA_HEAD: Final = "0009"
+SCHEMA_HEAD: Final = "0010"
 """The newest revision in `migrations/versions`; a test compares."""
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"

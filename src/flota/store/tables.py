@@ -390,6 +390,7 @@ shipments: Final = sa.Table(
     sa.Column("compare_field", sa.String(32), nullable=False),
     sa.Column("skip_type_check", sa.Boolean, nullable=False),
     sa.Column("attempts", sa.Integer),
+    sa.Column("attempt_period_s", sa.Integer),
     sa.Column("started_by", sa.Text, nullable=False),
     sa.Column("file_name", sa.Text, nullable=False),
     # Deleted there; the rollout stays, as history.

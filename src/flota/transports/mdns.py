@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -41,6 +42,15 @@ BOARDS_MAX: Final = 1000
 INSTANCE_MAX_BYTES: Final = 63
 TOGETHER_S: Final = 0.5
 """Records of one announcement come in one packet, or close to one another."""
+
+
+def _without_trace(record: logging.LogRecord) -> bool:
+    """Leave of zeroconf's warnings (an interface that takes no multicast) the line, which has the reason."""
+    record.exc_info = record.exc_text = None
+    return True
+
+
+logging.getLogger("zeroconf").addFilter(_without_trace)
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,25 @@ class ServedConnection(asyncio.Protocol):
         if not self._is_working:
             self._flush()
 
+    async def ask(self, topic: str, payload: bytes, *, timeout_s: float) -> bool:
+        """Send at QoS 1; return whether the PUBACK came in time."""
+        if not self.is_open:
+            return False
+        acknowledged = asyncio.Event()
+        session = self._core.session
+        packet_id = self._core.send_watched(topic.encode("utf-8"), payload, acknowledged.set)
+        if packet_id is None:
+            return False
+        self.flush_soon()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await acknowledged.wait()
+        except TimeoutError:
+            return False
+        finally:
+            session.unwatch(packet_id)
+        return True
+
     async def drain(self) -> None:
         """Return once little is unsent. Raises `ConnectionError` when the connection is gone."""
         if self._core.is_congested and self.is_open:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, Self
@@ -19,6 +20,12 @@ from flota.protocols.blynk.ncp import LinkCommand, SwitchRate
 
 SHORTEST_WAIT_S: Final = 0.001
 """Between two looks at a machine's deadlines."""
+ADAPTER_BYTES: Final = 16
+"""A USB adapter says that all has left when the adapter has it: so many bytes, more than the answer to a change of
+rate, may still go out at the old one. At 38400 baud that is 4 ms, of the 20 ms that the vendor's firmware gives us."""
+BITS_A_BYTE: Final = 10
+PSEUDO_TERMINALS: Final = ("/dev/pts/", "/dev/ttys")
+"""Where the kernels of Linux and macOS keep them."""
 
 
 class LineUnusable(PeerError):
@@ -55,9 +62,11 @@ class _Receiver(asyncio.Protocol):
 class SerialLine:
     """A serial port of this machine: 8N1, no flow control, for us alone."""
 
-    def __init__(self, path: str, transport: serialx.BaseSerialTransport) -> None:
+    def __init__(self, path: str, transport: serialx.BaseSerialTransport, baud: int) -> None:
         self.path = path
+        self._baud = baud
         self._transport = transport
+        self._has_rate = not os.path.realpath(path).startswith(PSEUDO_TERMINALS)
 
     @classmethod
     async def open(
@@ -70,7 +79,7 @@ class SerialLine:
             )
         except (OSError, ValueError, serialx.UnsupportedSetting) as error:
             raise LineUnusable(f"cannot open the serial line {path}", found=_said_by(error)) from error
-        return cls(path, transport)
+        return cls(path, transport, baud)
 
     def write(self, data: bytes) -> None:
         """Send bytes behind those that wait."""
@@ -78,12 +87,20 @@ class SerialLine:
             self._transport.write(data)
 
     async def set_baud(self, baud: int) -> None:
-        """Wait until everything has left, then go on at another rate. Raises `LineUnusable`."""
+        """Wait until everything has left, then go on at another rate. Raises `LineUnusable`.
+
+        A pseudo-terminal has no rate, and is left alone: serialx discards what waits in both directions, there also
+        what has left but was not read yet.
+        """
+        if not self._has_rate:
+            return
         try:
             await self._transport.flush()
+            await asyncio.sleep(ADAPTER_BYTES * BITS_A_BYTE / self._baud)
             await self._transport.reconfigure_port(baudrate=baud)
         except (OSError, ValueError, serialx.UnsupportedSetting) as error:
             raise LineUnusable(f"{self.path} cannot do {baud} baud", found=_said_by(error)) from error
+        self._baud = baud
 
     async def close(self) -> None:
         """Let the port go."""

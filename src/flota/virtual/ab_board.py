@@ -6,10 +6,9 @@ Source: docs/reference/virtual-devices.md, "aws-reference".
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Final
 
-from flota.boards.model import BOOT_AB_RECORD, Board, Slot
+from flota.boards.model import BOOT_AB_RECORD, Board
 from flota.errors import InvalidInput
 from flota.images.markers import find_markers
 from flota.virtual.boot.ab_record import RECORD_SECTORS, RECORD_SIZE, NumberedRecord, newest, pack_record, parse_record
@@ -18,39 +17,23 @@ from flota.virtual.flash import FlashOperation, FlashOperationKind, NorFlash
 from flota.virtual.hardware import BootReport, ImageNotes
 from flota.virtual.nvs import NonVolatileStore
 from flota.virtual.pace import SECTOR_ERASE_S, Pace, program_time_s
-from flota.virtual.slots import BadImage, RunningApp, SlotState, SlotWriter
+from flota.virtual.slots import BadImage, RunningApp, SlotState
+from flota.virtual.slotted_flash import FixedSlots, SlottedFlash, app_in, offset_of
 
-FLASH_NAME: Final = "flash.bin"
 PAYMENT_BYTES: Final = 64 * 1024
 """How much is erased between two looks at the clock."""
 
 
-class AbHardware:
+class AbHardware(SlottedFlash):
     """The board under power; `nvs` holds the versions that installers knew."""
 
     def __init__(self, board: Board, flash: NorFlash, *, nvs: NonVolatileStore, pace: Pace) -> None:
         if board.boot != BOOT_AB_RECORD or tuple(slot.name for slot in board.slots) != SLOTS:
             raise InvalidInput(f"{board.name} is no A/B board")
-        self.board = board
-        self.flash = flash
+        super().__init__(board, flash)
         self.pace = pace
-        self._slots = {slot.name: slot for slot in board.slots}
         self._notes = ImageNotes(nvs)
         flash.listener = self._spend_time
-
-    # --- power and boot -----------------------------------------------------------------------------------------------
-
-    def power_on(self) -> None:
-        """Give power to the flash."""
-        self.flash.power_on()
-
-    def power_off(self) -> None:
-        """Take the power away."""
-        self.flash.cut_power()
-
-    def close(self) -> None:
-        """Let go of the flash file."""
-        self.flash.close()
 
     def boot(self) -> BootReport:
         """Boot once: choose, note a trial, verify, start."""
@@ -96,46 +79,12 @@ class AbHardware:
         """Whether there is no boot record."""
         return not self.record.files
 
-    def write_flash(self, address: int, data: bytes) -> None:
-        """Erase the sectors that `data` touches, program it at `address`. Raises `InvalidInput` outside the flash."""
-        sector = self.flash.sector_size
-        length = -(-len(data) // sector) * sector
-        if address % sector or address < 0 or address + length > self.flash.size:
-            raise InvalidInput(
-                "cannot flash there",
-                offset=address,
-                expected=f"a multiple of {sector:#x}, ending at most at {self.flash.size:#x}",
-                found=f"{len(data)} bytes",
-            )
-        self.flash.erase(address, length)
-        unit = self.flash.write_alignment
-        padded = data + b"\xff" * (-len(data) % unit)
-        for start in range(0, len(padded), sector):
-            self.flash.program(address + start, padded[start : start + sector])
-
-    def erase_chip(self) -> None:
-        """Set the whole flash to FF."""
-        self.flash.erase(0, self.flash.size)
-
     def flash_app(self, data: bytes, slot: str = SLOT_A) -> str:
         """Put an image into a slot confirmed and chosen, as a programmer would. Raises `InvalidInput`."""
-        target = self.slot(slot)
-        if not data or len(data) > target.size:
-            raise InvalidInput("the image does not fit the slot", expected=f"1 to {target.size} bytes", found=len(data))
-        self.write_flash(_offset(target), data)
+        self.fill_slot(slot, data)
         entry = SlotFile(SlotState.VALID, len(data), hashlib.sha256(data).hexdigest())
         self.write_record(BootRecord(slot, {**self.record.files, slot: entry}))
         return slot
-
-    def slot(self, name: str) -> Slot:
-        """Return a slot by its name. Raises `InvalidInput` with the names there are."""
-        if name not in self._slots:
-            raise InvalidInput("no such slot", expected=" or ".join(SLOTS), found=repr(name))
-        return self._slots[name]
-
-    def slot_names(self) -> tuple[str, ...]:
-        """Return the slots' names."""
-        return SLOTS
 
     def running_slot(self) -> str | None:
         """Return the slot that the record boots, None on a blank board."""
@@ -149,11 +98,6 @@ class AbHardware:
             raise InvalidInput(f"there is no image in {slot}")
         return self.read_slot(slot, entry.size)
 
-    def read_slot(self, slot: str, length: int) -> bytes:
-        """Return the first `length` bytes of a slot."""
-        place = self.slot(slot)
-        return self.flash.read(_offset(place), min(length, place.size))
-
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _why_bad(self, slot: str, entry: SlotFile) -> str | None:
@@ -162,16 +106,8 @@ class AbHardware:
 
     def _app(self, slot: str, entry: SlotFile) -> RunningApp:
         data = self.read_slot(slot, entry.size)
-        markers = find_markers(data)
-        return RunningApp(
-            slot=slot,
-            version=markers.get("version") or self._notes.version_of(entry.sha256) or "unknown",
-            size=entry.size,
-            sha256=entry.sha256,
-            md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),
-            awaits_confirmation=entry.state is SlotState.PENDING_VERIFY,
-            markers=markers,
-        )
+        version = find_markers(data).get("version") or self._notes.version_of(entry.sha256) or "unknown"
+        return app_in(slot, data, version=version, awaits_confirmation=entry.state is SlotState.PENDING_VERIFY)
 
     def _spend_time(self, operation: FlashOperation) -> None:
         if operation.kind is FlashOperationKind.ERASE:
@@ -193,7 +129,7 @@ class AbBlockWriter:
         if offset < 0 or offset + len(data) > self.size or not data:
             raise BadImage("the block is outside the image", offset=offset, expected=f"within {self.size} bytes")
         flash = self._hardware.flash
-        place = _offset(self._hardware.slot(self.slot)) + offset
+        place = offset_of(self._hardware.slot(self.slot)) + offset
         if place % flash.write_alignment:
             raise BadImage("the block does not begin at a unit of the flash", offset=offset)
         sector = flash.sector_size
@@ -207,56 +143,36 @@ class AbBlockWriter:
         return self._hardware.read_slot(self.slot, self.size)
 
 
-class AbSlots:
+class AbSlots(FixedSlots):
     """The slots as the running app sees them."""
 
     rolls_back = True
+    written_by = "in blocks, in any order (`begin_blocks`)"
 
     def __init__(self, hardware: AbHardware, running: RunningApp) -> None:
+        super().__init__(hardware, running)
         self.hardware = hardware
-        self._running = running
-
-    @property
-    def running(self) -> RunningApp:
-        """The app that runs."""
-        return self._running
 
     def next_slot(self) -> str:
         """Return the slot that is not running."""
-        return other_slot(self._running.slot)
-
-    def capacity(self, slot: str) -> int:
-        """Return the slot's size (bytes)."""
-        return self.hardware.slot(slot).size
+        return other_slot(self.running.slot)
 
     async def begin_blocks(self, slot: str, size: int) -> AbBlockWriter:
         """Take the slot's entry out of the record, erase what an image of `size` bytes needs. Raises `BadImage`."""
         place = self.hardware.slot(slot)
-        if slot == self._running.slot:
+        if slot == self.running.slot:
             raise BadImage(f"{slot} is running")
         if not 0 < size <= place.size:
             raise BadImage("the image does not fit the slot", expected=f"1 to {place.size} bytes", found=size)
         record = self.hardware.record
         if slot in record.files:
-            self.hardware.write_record(BootRecord(self._running.slot, record.without(slot).files))
+            self.hardware.write_record(BootRecord(self.running.slot, record.without(slot).files))
         sector = self.hardware.flash.sector_size
         end = -(-size // sector) * sector
         for start in range(0, end, PAYMENT_BYTES):
-            self.hardware.flash.erase(_offset(place) + start, min(PAYMENT_BYTES, end - start))
+            self.hardware.flash.erase(offset_of(place) + start, min(PAYMENT_BYTES, end - start))
             await self.hardware.pace.pay()
         return AbBlockWriter(self.hardware, slot, size)
-
-    async def begin(self, slot: str, size: int) -> SlotWriter:
-        """Raise: this board's agent writes blocks in any order (`begin_blocks`)."""
-        raise BadImage("this board is written in blocks", found=slot)
-
-    async def resume(self, slot: str, size: int, written: int) -> SlotWriter:
-        """Raise: what was written is not known after a restart."""
-        raise BadImage("an update of this board cannot be resumed", found=slot)
-
-    def read(self, slot: str, length: int) -> bytes:
-        """Return the first bytes of a slot."""
-        return self.hardware.read_slot(slot, length)
 
     def chosen(self) -> str | None:
         """Return the slot that the record names."""
@@ -279,40 +195,25 @@ class AbSlots:
     def confirm(self) -> None:
         """Mark the running image good."""
         record = self.hardware.record
-        if record.files[self._running.slot].state is not SlotState.VALID:
-            self.hardware.write_record(record.with_state(self._running.slot, SlotState.VALID))
+        if record.files[self.running.slot].state is not SlotState.VALID:
+            self.hardware.write_record(record.with_state(self.running.slot, SlotState.VALID))
 
     def reject(self) -> None:
         """Mark the running image bad and choose the other one. Raises `BadImage` if there is none."""
         record = self.hardware.record
-        fallback = other_slot(self._running.slot)
+        fallback = other_slot(self.running.slot)
         if fallback not in record.files:
             raise BadImage("there is no other image to fall back to")
-        files = record.with_state(self._running.slot, SlotState.INVALID).files
+        files = record.with_state(self.running.slot, SlotState.INVALID).files
         self.hardware.write_record(BootRecord(fallback, files))
 
     def forget(self, slot: str) -> None:
         """Take a slot that does not run out of the record: what is in it never boots."""
         record = self.hardware.record
-        if slot != self._running.slot and slot in record.files:
-            self.hardware.write_record(BootRecord(self._running.slot, record.without(slot).files))
+        if slot != self.running.slot and slot in record.files:
+            self.hardware.write_record(BootRecord(self.running.slot, record.without(slot).files))
 
     def state_of(self, slot: str) -> SlotState | None:
         """Return what the record says of a slot."""
         entry = self.hardware.record.files.get(slot)
         return None if entry is None else entry.state
-
-
-def open_flash(directory: Path, board: Board) -> NorFlash:
-    """Return the flash kept in `directory`, made blank if it is new."""
-    return NorFlash.open(
-        directory / FLASH_NAME,
-        board.flash_size,
-        sector_size=board.sector_size,
-        write_alignment=board.write_alignment,
-    )
-
-
-def _offset(slot: Slot) -> int:
-    assert slot.offset is not None
-    return slot.offset

@@ -5,12 +5,10 @@ Source: docs/reference/blynk.md, "Virtual boards".
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
-from flota.boards.model import BOOT_DUAL_BANK, Board, Slot
+from flota.boards.model import BOOT_DUAL_BANK, Board
 from flota.errors import InvalidInput
-from flota.images.markers import find_markers
 from flota.virtual.boot.dual_bank import (
     BANKS,
     RECORD_SIZE,
@@ -27,20 +25,16 @@ from flota.virtual.dual_mcu_flash import (
     FlashTime,
     StreamWriter,
     firmware_info_of,
-    md5_of,
     newest_record,
-    offset_of,
     sha256_of,
-    write_at,
     write_record,
-    write_region,
 )
 from flota.virtual.flash import NorFlash
 from flota.virtual.hardware import BootReport, ImageNotes
 from flota.virtual.nvs import NonVolatileStore
-from flota.virtual.slots import BadImage, RunningApp, SlotState, SlotWriter
+from flota.virtual.slots import BadImage, RunningApp, SlotState
+from flota.virtual.slotted_flash import FixedSlots, SlottedFlash, app_in, offset_of
 
-FLASH_NAME: Final = "flash.bin"
 _STATES: Final = {
     BankState.VALID: SlotState.VALID,
     BankState.TRIAL: SlotState.PENDING_VERIFY,
@@ -48,33 +42,17 @@ _STATES: Final = {
 }
 
 
-class DualBankHardware:
+class DualBankHardware(SlottedFlash):
     """The MCU under power; `nvs` holds the versions that installers knew of images without a tag."""
 
     def __init__(self, board: Board, flash: NorFlash, *, nvs: NonVolatileStore) -> None:
         if board.boot != BOOT_DUAL_BANK or tuple(slot.name for slot in board.slots) != BANKS:
             raise InvalidInput(f"{board.name} has no two banks")
-        self.board = board
-        self.flash = flash
+        super().__init__(board, flash)
         self.time = FlashTime()
         self.trial_boots = TRIAL_BOOTS
-        self._slots = {slot.name: slot for slot in board.slots}
         self._notes = ImageNotes(nvs)
         flash.listener = self.time
-
-    # --- power and boot -----------------------------------------------------------------------------------------------
-
-    def power_on(self) -> None:
-        """Give power to the flash."""
-        self.flash.power_on()
-
-    def power_off(self) -> None:
-        """Take the power away."""
-        self.flash.cut_power()
-
-    def close(self) -> None:
-        """Let go of the flash file."""
-        self.flash.close()
 
     def boot(self) -> BootReport:
         """Boot once: count a trial, verify, start."""
@@ -114,26 +92,12 @@ class DualBankHardware:
         """Whether there is no boot record."""
         return not self.record.banks
 
-    def write_flash(self, address: int, data: bytes) -> None:
-        """Erase the sectors that `data` touches, program it at `address`. Raises `InvalidInput` outside the flash."""
-        write_at(self.flash, address, data)
-
-    def erase_chip(self) -> None:
-        """Set the whole flash to FF."""
-        self.flash.erase(0, self.flash.size)
-
     def flash_app(self, data: bytes, slot: str = BANKS[0]) -> str:
         """Put an image into a bank, confirmed and chosen, as a programmer would. Raises `InvalidInput`."""
-        write_region(self.flash, self.slot(slot), data)
+        self.fill_slot(slot, data)
         entry = BankEntry(BankState.VALID, len(data), sha256_of(data))
         self.write_record(DualBankRecord(slot, {**self.record.banks, slot: entry}))
         return slot
-
-    def slot(self, name: str) -> Slot:
-        """Return a bank by its name. Raises `InvalidInput` with the names there are."""
-        if name not in self._slots:
-            raise InvalidInput("no such slot", expected=" or ".join(BANKS), found=repr(name))
-        return self._slots[name]
 
     def running_slot(self) -> str | None:
         """Return the bank that the record boots, None on a blank board."""
@@ -147,46 +111,26 @@ class DualBankHardware:
             raise InvalidInput(f"there is no image in {slot}")
         return self.read_slot(slot, entry.size)
 
-    def read_slot(self, slot: str, length: int) -> bytes:
-        """Return the first `length` bytes of a bank."""
-        place = self.slot(slot)
-        return self.flash.read(offset_of(place), min(length, place.size))
-
     def _app(self, bank: str, entry: BankEntry) -> RunningApp:
         data = self.read_slot(bank, entry.size)
         info = firmware_info_of(data, self._notes.version_of(entry.sha256))
-        return RunningApp(
-            slot=bank,
-            version=info.version or "unknown",
-            size=entry.size,
-            sha256=entry.sha256,
-            md5=md5_of(data).hex(),
-            awaits_confirmation=entry.state is BankState.TRIAL,
-            markers=find_markers(data),
-        )
+        awaits = entry.state is BankState.TRIAL
+        return app_in(bank, data, version=info.version or "unknown", awaits_confirmation=awaits)
 
 
-class DualBankSlots:
+class DualBankSlots(FixedSlots):
     """The banks as the running app sees them."""
 
     rolls_back = True
+    written_by = "by its NCP, as a stream (`open_stream`)"
 
     def __init__(self, hardware: DualBankHardware, running: RunningApp) -> None:
+        super().__init__(hardware, running)
         self.hardware = hardware
-        self._running = running
-
-    @property
-    def running(self) -> RunningApp:
-        """The app that runs."""
-        return self._running
 
     def next_slot(self) -> str:
         """Return the bank that is not running."""
-        return other_bank(self._running.slot)
-
-    def capacity(self, slot: str) -> int:
-        """Return the bank's size (bytes)."""
-        return self.hardware.slot(slot).size
+        return other_bank(self.running.slot)
 
     def open_stream(self, size: int) -> StreamWriter:
         """Make the other bank not bootable; return a writer into it. Raises `BadImage` if it does not fit."""
@@ -194,8 +138,8 @@ class DualBankSlots:
         if not 0 < size <= self.capacity(bank):
             raise BadImage("the image does not fit the bank", expected=f"1 to {self.capacity(bank)} bytes", found=size)
         record = self.hardware.record
-        if bank in record.banks or record.boot != self._running.slot:
-            self.hardware.write_record(DualBankRecord(self._running.slot, record.without(bank).banks))
+        if bank in record.banks or record.boot != self.running.slot:
+            self.hardware.write_record(DualBankRecord(self.running.slot, record.without(bank).banks))
         return StreamWriter(self.hardware.flash, offset_of(self.hardware.slot(bank)), size)
 
     def try_image(self, writer: StreamWriter) -> None:
@@ -203,18 +147,6 @@ class DualBankSlots:
         digest = sha256_of(writer.content())
         record = self.hardware.record.trying(self.next_slot(), writer.size, digest, boots=self.hardware.trial_boots)
         self.hardware.write_record(record)
-
-    async def begin(self, slot: str, size: int) -> SlotWriter:
-        """Raise: this board's firmware writes a stream (`open_stream`)."""
-        raise BadImage("this board is written by its NCP", found=slot)
-
-    async def resume(self, slot: str, size: int, written: int) -> SlotWriter:
-        """Raise: a stream always starts at its first byte."""
-        raise BadImage("this board is written by its NCP", found=slot)
-
-    def read(self, slot: str, length: int) -> bytes:
-        """Return the first bytes of a bank."""
-        return self.hardware.read_slot(slot, length)
 
     def chosen(self) -> str | None:
         """Return the bank that the record names."""
@@ -231,30 +163,20 @@ class DualBankSlots:
     def confirm(self) -> None:
         """Mark the running image good."""
         record = self.hardware.record
-        if record.banks[self._running.slot].state is not BankState.VALID:
-            self.hardware.write_record(record.with_state(self._running.slot, BankState.VALID))
+        if record.banks[self.running.slot].state is not BankState.VALID:
+            self.hardware.write_record(record.with_state(self.running.slot, BankState.VALID))
 
     def reject(self) -> None:
         """Mark the running image bad and choose the other one. Raises `BadImage` if there is none."""
         record = self.hardware.record
-        fallback = other_bank(self._running.slot)
+        fallback = other_bank(self.running.slot)
         if fallback not in record.banks:
             raise BadImage("there is no other image to fall back to")
         self.hardware.write_record(
-            DualBankRecord(fallback, record.with_state(self._running.slot, BankState.FAILED).banks)
+            DualBankRecord(fallback, record.with_state(self.running.slot, BankState.FAILED).banks)
         )
 
     def state_of(self, slot: str) -> SlotState | None:
         """Return what the record says of a bank."""
         entry = self.hardware.record.banks.get(slot)
         return None if entry is None else _STATES[entry.state]
-
-
-def open_flash(directory: Path, board: Board) -> NorFlash:
-    """Return the flash kept in `directory`, made blank if it is new."""
-    return NorFlash.open(
-        directory / FLASH_NAME,
-        board.flash_size,
-        sector_size=board.sector_size,
-        write_alignment=board.write_alignment,
-    )

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Callable
 from typing import Final, Protocol, TypeVar
 
-from flota.boards.model import Slot
 from flota.errors import InvalidInput
 from flota.images.blynk_tag import find_tags
 from flota.images.markers import find_markers
@@ -118,37 +117,6 @@ class StreamWriter:
     def content(self) -> bytes:
         """Return what stands in the flash."""
         return self._flash.read(self._start, self.size)
-
-
-def write_region(flash: NorFlash, slot: Slot, data: bytes) -> None:
-    """Write a whole image, as a programmer does. Raises `InvalidInput` if it does not fit."""
-    if not data or len(data) > slot.size:
-        raise InvalidInput("the image does not fit the slot", expected=f"1 to {slot.size} bytes", found=len(data))
-    writer = StreamWriter(flash, offset_of(slot), len(data))
-    writer.erase_all()
-    writer.write(data)
-
-
-def write_at(flash: NorFlash, address: int, data: bytes) -> None:
-    """Erase the sectors that `data` touches, program it at `address`. Raises `InvalidInput` outside the flash."""
-    sector = flash.sector_size
-    end = address + -(-len(data) // sector) * sector
-    if address % sector or address < 0 or end > flash.size or not data:
-        raise InvalidInput(
-            "cannot flash there",
-            offset=address,
-            expected=f"a multiple of {sector:#x}, ending at most at {flash.size:#x}",
-            found=f"{len(data)} bytes",
-        )
-    writer = StreamWriter(flash, address, len(data))
-    writer.erase_all()
-    writer.write(data)
-
-
-def offset_of(slot: Slot) -> int:
-    """Return where a slot of these boards begins."""
-    assert slot.offset is not None
-    return slot.offset
 
 
 def firmware_info_of(image: bytes, version: str | None = None) -> FirmwareInfo:

@@ -150,6 +150,14 @@ class EspHardware:
                 bootloader_offset=self.chip.bootloader_offset,
                 flash_size=self.board.flash_size or None,
             )
+        end = max((partition.end for partition in table.partitions), default=0)
+        if end > self.flash.size:
+            raise InvalidInput(
+                "the partition table is for a larger flash",
+                expected=f"at most {self.flash.size:#x}",
+                found=f"{end:#x}",
+                hint="A new device gets a flash that its table fits into: take a state directory of its own.",
+            )
         self.write_flash(DEFAULT_TABLE_OFFSET, pack_table(table))
 
     def write_flash(self, address: int, data: bytes) -> None:

@@ -18,10 +18,12 @@ from flota.boards.model import Board
 from flota.errors import FlotaError, InvalidInput
 from flota.images.markers import MARKER_MAX_BYTES, find_markers, pack_marker
 from flota.images.mcuboot import ImageVersion, SlotShape, check_fits, walk_image
+from flota.images.model import ImageError
 from flota.images.nuvoton.flash_map import (
     M2354_FLASH_SIZE,
     M2354_SECTOR_SIZE,
     M2354_WRITE_ALIGNMENT,
+    MCUBOOT_HEADER_SIZE,
     MIB,
     NON_SECURE_ADDR,
     NON_SECURE_SIZE,
@@ -35,6 +37,7 @@ from flota.virtual.nvs import NonVolatileStore
 from flota.virtual.pace import Pace
 from flota.virtual.sd_card import SdCard
 from flota.virtual.slots import BadImage, RunningApp, SlotState, SlotWriter
+from flota.virtual.slotted_flash import app_in, write_at
 
 APP_SLOT: Final = "app"
 STAGING_SLOT: Final = "staging"
@@ -48,6 +51,8 @@ STATE_KEY: Final = "fwu"
 CONFIRMED_STATE: Final = 2
 SECURE_VERSION: Final = ImageVersion(1, 4, 0)
 """Of TF-M as the vendor's board support carries it."""
+
+_WHY_BLANK: Final = {STAGING_SLOT: "MCUboot erases what it has copied or refused."}
 
 SECTOR_ERASE_S: Final = 0.010
 CARD_BYTES_PER_S: Final = 2_000_000.0
@@ -109,7 +114,7 @@ class M2354Chips:
 
 
 class M2354Hardware:
-    """The board under power. `chips.card.fitted` may change any time."""
+    """The board under power. `chips.card.fitted` may change any time, and another card be put in."""
 
     def __init__(self, board: Board, chips: M2354Chips, *, nvs: NonVolatileStore, pace: Pace) -> None:
         self.board = board
@@ -120,7 +125,7 @@ class M2354Hardware:
         self.secondary = CardSlot(chips.card)
         self.notes = ImageNotes(nvs)
         chips.flash.listener = self._spend_flash
-        chips.card.listener = lambda operation: pace.owe(operation.length / CARD_BYTES_PER_S)
+        chips.card.listener = self._spend_card
 
     # --- power and boot -----------------------------------------------------------------------------------------------
 
@@ -136,6 +141,16 @@ class M2354Hardware:
         """Let go of the files."""
         self.chips.flash.close()
         self.chips.card.close()
+
+    def insert_card(self, card: SdCard) -> None:
+        """Put another card in, which has to hang on the same power supply; the one that was in it is let go of."""
+        if card.power is not self.chips.flash.power:
+            raise ValueError("the card has a power supply of its own")
+        if card is not self.chips.card:
+            self.chips.card.close()
+        self.chips.card = card
+        self.secondary = CardSlot(card)
+        card.listener = self._spend_card
 
     def boot(self) -> BootReport:
         """Run MCUboot once; an image that runs raises the security counter to its own."""
@@ -189,19 +204,7 @@ class M2354Hardware:
 
     def write_flash(self, address: int, data: bytes) -> None:
         """Erase the sectors that `data` touches, program it at `address`. Raises `InvalidInput` outside the flash."""
-        sector = M2354_SECTOR_SIZE
-        length = -(-len(data) // sector) * sector
-        if address % sector or address < 0 or address + length > self.chips.flash.size:
-            raise InvalidInput(
-                "cannot flash there",
-                offset=address,
-                expected=f"a multiple of {sector:#x}, ending at most at {self.chips.flash.size:#x}",
-                found=f"{len(data)} bytes",
-            )
-        self.chips.flash.erase(address, length)
-        padded = data + b"\xff" * (-len(data) % M2354_WRITE_ALIGNMENT)
-        for start in range(0, len(padded), sector):
-            self.chips.flash.program(address + start, padded[start : start + sector])
+        write_at(self.chips.flash, address, data)
 
     def erase_chip(self) -> None:
         """Erase the internal flash."""
@@ -238,6 +241,8 @@ class M2354Hardware:
     def image_in(self, slot: str) -> bytes:
         """Return exactly the image in a slot. Raises `ImageError` without one."""
         content = self.slot_content(slot)
+        if content[:MCUBOOT_HEADER_SIZE].count(0xFF) == MCUBOOT_HEADER_SIZE:
+            raise ImageError(f"{slot} holds no image", hint=_WHY_BLANK.get(slot))
         return content[: walk_image(content).image_size]
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -245,16 +250,11 @@ class M2354Hardware:
     def _app(self, result: McubootBoot) -> RunningApp:
         assert result.running is not None
         image = slot_image(self.primary)
-        digest = hashlib.sha256(image).hexdigest()
-        markers = find_markers(image)
-        return RunningApp(
-            slot=APP_SLOT,
-            version=markers.get("version") or self.notes.version_of(digest) or "unknown",
-            size=len(image),
-            sha256=digest,
-            md5=hashlib.md5(image, usedforsecurity=False).hexdigest(),
-            markers=markers,
-        )
+        noted = self.notes.version_of(hashlib.sha256(image).hexdigest())
+        return app_in(APP_SLOT, image, version=find_markers(image).get("version") or noted or "unknown")
+
+    def _spend_card(self, operation: FlashOperation) -> None:
+        self.pace.owe(operation.length / CARD_BYTES_PER_S)
 
     def _spend_flash(self, operation: FlashOperation) -> None:
         erase = operation.kind is FlashOperationKind.ERASE

@@ -165,8 +165,7 @@ class PsaFwuPal:
         installed = self.installed
         if state in (ImageState.TESTING, ImageState.ACCEPTED):
             if not installed:
-                code = PalCode.COMMIT_FAILED if state is ImageState.ACCEPTED else PalCode.BAD_IMAGE_STATE
-                raise PalError(code, "the image that runs is not the one that was staged")
+                raise PalError(PalCode.COMMIT_FAILED, "the image that runs is not the one that was staged")
             stored = PalImageState.PENDING_COMMIT if state is ImageState.TESTING else PalImageState.VALID
         elif state in (ImageState.REJECTED, ImageState.ABORTED):
             code = PalCode.REJECT_FAILED if state is ImageState.REJECTED else PalCode.ABORT_FAILED

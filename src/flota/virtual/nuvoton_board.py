@@ -56,6 +56,7 @@ from flota.virtual.nuvoton_slots import M487Slots
 from flota.virtual.nvs import NonVolatileStore
 from flota.virtual.pace import SECTOR_ERASE_S, Pace, program_time_s
 from flota.virtual.slots import RunningApp
+from flota.virtual.slotted_flash import app_in
 from flota.virtual.spi_nor import SpiDriver, SpiNor
 
 APP_SLOT: Final = "app"
@@ -365,15 +366,7 @@ class M487Hardware:
         if note is None:
             return None
         image = content[: note.size]
-        markers = find_markers(image)
-        return RunningApp(
-            slot=APP_SLOT,
-            version=markers.get("version") or note.version,
-            size=note.size,
-            sha256=note.sha256,
-            md5=hashlib.md5(image, usedforsecurity=False).hexdigest(),
-            markers=markers,
-        )
+        return app_in(APP_SLOT, image, version=find_markers(image).get("version") or note.version)
 
     def _noted(self, content: bytes) -> ImageNote | None:
         """Return the newest note whose image is at the start of `content`."""

@@ -1,8 +1,8 @@
 """The key store in APROM: what an M487 keeps of its identity behind the application.
 
-Mbed's store keeps records with checksums in two areas of these pages. Here it is one record with one checksum: what
-matters to updates is where it lies, that it survives them, and that an image which is too long destroys it.
-Source: docs/reference/nuvoton.md, "Memory maps" and "Steps of the application".
+Where the store lies and what it is asked for are the vendor's; how its pages are laid out is ours: one record with one
+checksum. What matters to updates is its place, that it survives them, and that an image which is too long destroys it.
+Source: docs/reference/nuvoton.md, "The key store".
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ def read_entries(aprom: NorFlash) -> Mapping[str, str] | None:
     body = aprom.read(KVSTORE_ADDR + _HEADER.size, length)
     if zlib.crc32(body) != crc:
         return None
-    entries: dict[str, str] = json.loads(body)
+    try:
+        entries = json.loads(body)
+    except ValueError:
+        return None
+    if not isinstance(entries, dict) or not all(isinstance(text, str) for text in entries.values()):
+        return None
     return entries
 
 

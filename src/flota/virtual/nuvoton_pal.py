@@ -185,16 +185,20 @@ class NvtblPal:
         if state is ImageState.ACCEPTED and self._file is not None:
             raise PalError(PalCode.COMMIT_FAILED, "a file is still open")
         self._set_flag(flag)
-        self.say(f"image state [{state.value}] -- Flag[0x{flag.value:02x}]")
+        if state is ImageState.ACCEPTED:
+            self.say("Accepted and committed final image.")
+        self.say(f"Flag[0x{flag.value:02x}]")
         await self._context.pace.pay()
 
     def image_state(self) -> PalImageState:
-        """Return what the descriptor says."""
+        """Return what the descriptor says, and print it."""
         raw = self._descriptor_bytes()
         if not has_magic(raw):
             return PalImageState.UNKNOWN
         flag = parse_descriptor(raw).flag
-        return next((state for known, state in _STATE_OF.items() if known == flag), PalImageState.INVALID)
+        state = next((state for known, state in _STATE_OF.items() if known == flag), PalImageState.INVALID)
+        self.say(f"image state [{state.value}] -- Flag[0x{flag:02x}]")
+        return state
 
     def say(self, text: str) -> None:
         """Print a line on the console."""

@@ -48,9 +48,10 @@ class SdCard:
 
     @classmethod
     def open(cls, path: Path, size: int, *, power: Power | None = None) -> Self:
-        """Return the card kept in the file at `path`, made new (all zeros) if it is not there.
+        """Return the card kept in the file at `path`, made new (`size` bytes of zeros) if it is not there.
 
-        Raises `ValueError` if the file has another size.
+        A file of another size is another card, one of no bytes an empty slot. Raises `SdCardError` for a file that
+        has no whole blocks.
         """
         if not path.exists():
             partial = path.with_suffix(".new")
@@ -58,9 +59,17 @@ class SdCard:
                 file.truncate(size)
             partial.replace(path)
         with path.open("r+b") as file:
-            if (found := path.stat().st_size) != size:
-                raise ValueError(f"{path} is a card of {found} bytes, expected {size}")
-            return cls(mmap.mmap(file.fileno(), size), power=power)
+            found = path.stat().st_size
+            if found % BLOCK_SIZE:
+                raise SdCardError(
+                    f"{path} is no SD card",
+                    expected=f"whole blocks of {BLOCK_SIZE} bytes",
+                    found=f"{found} bytes",
+                    hint="Delete it: the next start makes a new card.",
+                )
+            if not found:
+                return cls(bytearray(), power=power, fitted=False)
+            return cls(mmap.mmap(file.fileno(), found), power=power)
 
     @property
     def size(self) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from typing import Final
 
@@ -115,21 +115,26 @@ class SectorMemory:
         self._changed.clear()
         self._reads = 0
 
-    def fingerprint(self) -> int:
-        """Return a number that differs for different content, but with the odds of 128-bit hashing."""
+    def fingerprint(self, without: Collection[int] = ()) -> int:
+        """Return a number that differs for different content, but with the odds of 128-bit hashing.
+
+        `without` are the numbers of sectors whose content makes no difference.
+        """
         for index, old in self._changed.items():
             new = self._sectors[index]
             if new is not old:
                 self._total += (_digest(new) - _digest(old)) * _weight(index)
         self._total &= _MASK
         self._changed.clear()
-        if not self._weak:
-            return self._total
-        halves = sum(
+        total = self._total
+        if without:
+            total -= sum(_digest(self._sectors[index]) * _weight(index) for index in without)
+        total += sum(
             (_digest(weak.old) ^ weak.number ^ 1) * _weight(index + len(self._sectors))
             for index, weak in self._weak.items()
+            if index not in without
         )
-        return (self._total + halves) & _MASK
+        return total & _MASK
 
     def _flickering(self, index: int) -> bytes:
         sector, weak = self._sectors[index], self._weak.get(index)

@@ -169,6 +169,8 @@ class LineEnd:
     turnaround_s: float = 0.0
     handles: Callable[[Any, float], None] | None = None
     """Called with every event of the party and the time."""
+    bauds: frozenset[int] | None = None
+    """Rates that the UART of this end can do, None = all; told to go on at another, it stays where it is."""
     _switch_at: tuple[float, int] | None = None
     _held: deque[tuple[float, bytes]] = field(default_factory=deque)
     _later: deque[LinkCommand] = field(default_factory=deque)
@@ -214,8 +216,9 @@ def _turn(end: LineEnd, other: LineEnd, now: float) -> bool:
     """Let one end do what is due now; returns whether anything was."""
     progress = False
     if end._switch_at is not None and now >= end._switch_at[0]:
-        end.baud = end.wire.baud = end._switch_at[1]
-        end._switch_at = None
+        wanted, end._switch_at = end._switch_at[1], None
+        if end.bauds is None or wanted in end.bauds:
+            end.baud = end.wire.baud = wanted
         _carry_out(end, now)
         progress = True
     data = other.wire.take(now=now, receiver_baud=end.baud)

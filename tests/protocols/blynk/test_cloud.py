@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,14 +11,18 @@ from hypothesis import strategies as st
 
 from flota.protocols.blynk.cloud import (
     INFO_MAX_BYTES,
+    OTA_TOPIC,
     FirmwareInfo,
     UpdateAnnouncement,
+    fitted_announcement,
     pack_announcement,
+    pack_redirect,
     parse_announcement,
     parse_build_moment,
     parse_info,
 )
 from flota.protocols.malformed import MalformedMessage
+from flota.protocols.mqtt.packets import Publish, pack_packet
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=80)
 
@@ -65,3 +70,40 @@ def test_build_times_compare_whichever_way_the_day_is_padded() -> None:
     assert later is not None
     assert earlier < later
     assert parse_build_moment("2024-01-05") is None
+
+
+@given(st.integers(0, 600), TEXT, TEXT, TEXT)
+def test_what_is_announced_never_exceeds_the_devices_buffer_and_is_never_less_than_it_takes(
+    room: int, fw_type: str, version: str, build: str
+) -> None:
+    whole = UpdateAnnouncement("http://flota/f.bin?token=1.2", 20_000, fw_type, version, build)
+    fitted = fitted_announcement(whole, room)
+    packets = {update: packet_bytes(update) for update in leaving_out(whole)}
+    if room == 0 or packets[whole] <= room:
+        assert fitted == whole
+    elif fitted is None:
+        assert min(packets.values()) > room
+    else:
+        assert packets[fitted] <= room
+        assert parse_announcement(pack_announcement(fitted)) == fitted
+
+
+def leaving_out(whole: UpdateAnnouncement) -> list[UpdateAnnouncement]:
+    without_build = replace(whole, build=None)
+    without_type = replace(without_build, fw_type=None)
+    return [whole, without_build, without_type, replace(without_type, version=None)]
+
+
+def packet_bytes(update: UpdateAnnouncement) -> int:
+    return len(pack_packet(Publish(OTA_TOPIC, pack_announcement(update))))
+
+
+def test_a_device_that_does_not_say_how_large_its_buffer_is_gets_all() -> None:
+    whole = UpdateAnnouncement("http://flota/" + "x" * 5000, 20_000, "T", "1", "now")
+    assert fitted_announcement(whole, None) == whole
+    assert fitted_announcement(whole, 4096) is None
+
+
+def test_a_device_is_redirected_to_host_and_port() -> None:
+    assert pack_redirect("updates.example.net", 8883) == b"updates.example.net:8883"
+    assert pack_redirect("2001:db8::1", 1883) == b"[2001:db8::1]:1883"

@@ -1,6 +1,6 @@
 """Frames of a peer that says anything: right ones, nearly right ones, noise. Never an exception, a wrong image, a hang.
 
-`FLOTA_BLYNK_FRAMES=1000000` makes it a million for each end.
+`FLOTA_BLYNK_FRAMES=2000000` makes it a million for each end.
 """
 
 from __future__ import annotations

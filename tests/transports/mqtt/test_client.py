@@ -55,7 +55,7 @@ async def server_that_sends(*data: bytes, hang_up: bool = False) -> AsyncIterato
     finally:
         server.close()
         if serving:
-            await asyncio.wait(serving, timeout=5)
+            await asyncio.wait(serving, timeout=20)
 
 
 async def link_to(port: int, **more: float) -> MqttLink:

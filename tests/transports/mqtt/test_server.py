@@ -33,7 +33,7 @@ from flota.transports.mqtt_client import ConnectRefused, MqttLinkLost, open_mqtt
 from flota.transports.mqtt_server import MqttServerLimits
 from tests.transports.mqtt.desk import Served, serving
 
-SOON_S = 5.0
+SOON_S = 20.0
 
 
 @pytest.fixture

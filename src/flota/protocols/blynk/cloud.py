@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from flota.protocols.json_text import parse_json
@@ -19,6 +19,9 @@ USER_NAME: Final = "device"
 
 INFO_TOPIC: Final = "info/mcu"
 OTA_TOPIC: Final = "downlink/ota/json"
+REBOOT_TOPIC: Final = "downlink/reboot"
+PING_TOPIC: Final = "downlink/ping"
+REDIRECT_TOPIC: Final = "downlink/redirect"
 DOWNLINK_PREFIX: Final = "downlink/"
 
 INFO_MAX_BYTES: Final = 4096
@@ -120,6 +123,26 @@ def pack_announcement(update: UpdateAnnouncement) -> bytes:
     return json.dumps(present, separators=(",", ":")).encode("utf-8")
 
 
+def fitted_announcement(update: UpdateAnnouncement, receive_buffer: int | None) -> UpdateAnnouncement | None:
+    """Return the announcement, or as much of it as a device with a buffer of so many bytes can take; None if it cannot.
+
+    The buffer has to hold the whole MQTT packet. None or 0 for a device that does not say how large its buffer is.
+    What is missed least is left out first: the file's headers say it too.
+    """
+    without_build = replace(update, build=None)
+    without_type = replace(without_build, fw_type=None)
+    for one in (update, without_build, without_type, replace(without_type, version=None)):
+        if not receive_buffer or _packet_bytes(pack_announcement(one)) <= receive_buffer:
+            return one
+    return None
+
+
+def _packet_bytes(payload: bytes) -> int:
+    """Return the size of a PUBLISH of QoS 0 with this payload (MQTT 3.1.1, 3.3)."""
+    body = 2 + len(OTA_TOPIC) + len(payload)
+    return 1 + (1 if body < 1 << 7 else 2 if body < 1 << 14 else 3) + body
+
+
 def parse_announcement(payload: bytes) -> UpdateAnnouncement:
     """Return what `pack_announcement` packed, as a device reads it. Raises `MalformedMessage`."""
     members = parse_json(payload)
@@ -132,6 +155,11 @@ def parse_announcement(payload: bytes) -> UpdateAnnouncement:
     if any(value is not None and not isinstance(value, str) for value in texts.values()):
         raise MalformedMessage("the announcement's type, version or build is no text")
     return UpdateAnnouncement(url, size, texts["type"], texts["ver"], texts["build"])
+
+
+def pack_redirect(host: str, port: int) -> bytes:
+    """Return the payload of `downlink/redirect`: where the device is to connect from now on, `host:port`."""
+    return f"[{host}]:{port}".encode("ascii") if ":" in host else f"{host}:{port}".encode("ascii")
 
 
 def parse_build_moment(text: str) -> BuildTime | None:

@@ -41,8 +41,9 @@ from flota.protocols.blynk.ncp_job import (
     UpdateEvent,
     UpdateJob,
 )
+from flota.protocols.blynk.ncp_offer import QUIET_S
 from flota.protocols.blynk.ncp_states import MCU_IS_AT_WORK, MCU_MAY_BE_SILENT, UpdateState
-from flota.protocols.blynk.ncp_update import QUIET_S, SERVED, NcpUpdate
+from flota.protocols.blynk.ncp_update import SERVED, NcpUpdate
 from flota.protocols.blynk.rpc import Answered, Called, CallFailed, Notified, RpcEndpoint, RpcEvent
 from flota.protocols.blynk.values import Value
 
@@ -61,7 +62,7 @@ LOST_AFTER_S: Final = SILENCE_S + PINGS * PING_EVERY_S
 assert LOST_AFTER_S <= 60, "both ends have to be back at the first rate within a minute"
 
 BOOT_LOADER_AFTER_S: Final = 20.0
-"""An MCU that is heard for so long without being initialized sits in its boot loader."""
+"""Twice the 10 s that the vendor's slowest reference gives its bring-up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +109,16 @@ NcpEvent = UpdateEvent | Reported | Initialized | McuLost | RateFellBack
 
 @dataclass(frozen=True, slots=True)
 class NcpSettings:
-    """What this NCP is. `announces_start`: it tells an MCU that runs already that it has to begin anew."""
+    """What this NCP is. `announces_start`: it tells an MCU that runs already that it has to begin anew.
+
+    `boot_loader_after_s`: an MCU that is heard for so long without being initialized sits in its boot loader.
+    """
 
     version: str = INTERFACE_VERSION
     initial_baud: int = INITIAL_BAUD
     bauds: frozenset[int] = SUPPORTED_BAUDS
     announces_start: bool = True
+    boot_loader_after_s: float = BOOT_LOADER_AFTER_S
     update: NcpUpdateSettings = field(default_factory=NcpUpdateSettings)
 
 
@@ -188,6 +193,11 @@ class Ncp:
         """Whether the MCU's app runs, as far as is known."""
         return self._initialized
 
+    def can_be_offered(self, *, now: float) -> bool:
+        """Whether the MCU would hear of an update: its app runs, or a boot loader without an app listens."""
+        self._now = now
+        return self._is_ready()
+
     # --- what the machine around it says ------------------------------------------------------------------------------
 
     def cloud(self, connected: bool, *, now: float) -> list[NcpEvent]:
@@ -247,7 +257,7 @@ class Ncp:
             self._pings, self._unproven_since = 0, None
             if self._heard_since is None:
                 self._heard_since = now
-                self._announce_at = now + BOOT_LOADER_AFTER_S
+                self._announce_at = now + self.settings.boot_loader_after_s
         for event in events:
             self._take(event, now)
         return self._after(now)
@@ -302,14 +312,15 @@ class Ncp:
     def _announce(self, now: float) -> None:
         """Tell an MCU that is heard, but has not begun, that it has to; it may believe that nothing has happened."""
         heard = self._heard_since is not None and now - self._alive_at <= SILENCE_S
-        self._announce_at = now + BOOT_LOADER_AFTER_S if heard and not self._initialized else None
+        self._announce_at = now + self.settings.boot_loader_after_s if heard and not self._initialized else None
         if not self._initialized and self.update.state not in MCU_IS_AT_WORK:
             self.rpc.notify(STATE_CHANGE, NcpState.NOT_INITIALIZED, now=now)
 
     def _reboot_asked(self, called: Called, now: float) -> None:
+        """Restart without the announcement: firmware that restarts its NCP at each bring-up would begin for ever."""
         self.rpc.answer(called, True, now=now)
         self.update.ncp_restarted(now=now)
-        self._restart(now)
+        self._begin_anew(now)
 
     def _set_baud(self, called: Called, now: float) -> None:
         baud = int(called.args[0])
@@ -376,6 +387,10 @@ class Ncp:
         """Do what an NCP's restart looks like on the line: an announcement, the first rate, everything forgotten."""
         self.rpc.abandon(now)
         self.rpc.notify(PROCESS_EVENT, NcpEventCode.REBOOTING, now=now)
+        self._begin_anew(now)
+
+    def _begin_anew(self, now: float) -> None:
+        self.rpc.abandon(now)
         self._initialized = False
         self._told_state = NcpState.NOT_INITIALIZED
         self._heard_since, self._pings, self._alive_at, self._announce_at = None, 0, now, None
@@ -400,7 +415,9 @@ class Ncp:
         """Return from when on an MCU that is heard, but not initialized, is taken to be in its boot loader."""
         if self._initialized or not self.settings.update.left_to_boot_loader or self._heard_since is None:
             return None
-        return self._heard_since + BOOT_LOADER_AFTER_S if self._now - self._alive_at <= SILENCE_S else None
+        if self._now - self._alive_at > SILENCE_S:
+            return None
+        return self._heard_since + self.settings.boot_loader_after_s
 
     def _has_news(self) -> bool:
         return self._initialized and self.state is not self._told_state

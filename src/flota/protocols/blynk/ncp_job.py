@@ -22,9 +22,14 @@ START_WAIT_S: Final = 600.0
 """For otaUpdateStart after an offer was taken: the MCU may erase, wait for power, or sit in a boot loader."""
 REPORT_LIMIT_S: Final = 600.0
 """For the report of a version after the image was applied."""
-SETTLE_S: Final = 90.0
-"""An app may take 60 s to confirm itself; one that does not is reset then, and reports again while it has trials left:
-between the two reports lies a boot more than the 60 s."""
+CONFIRM_WINDOW_S: Final = 60.0
+"""An app on trial has so long to confirm itself; then it is reset."""
+BRING_UP_LIMIT_S: Final = 30.0
+"""From a reset to the report of a version: the boot loader checks the image, and the vendor's references look for the
+NCP for 5 or 10 s at a time."""
+SETTLE_S: Final = CONFIRM_WINDOW_S + BRING_UP_LIMIT_S
+"""An image that never confirms itself is reset and reports again while it has trials left, up to so long after its last
+report. After 60 s alone it would pass for one that stays: it reports first, and its reset comes 60 s after its boot."""
 
 _FILE_SIZE_MAX: Final = 0xFFFF_FFFF
 

@@ -72,6 +72,7 @@ TRANSITIONS: Final[Mapping[tuple[UpdateState, UpdateInput], UpdateState]] = Mapp
         (_S.PENDING, _I.OFFER_SENT): _S.OFFERED,
         (_S.OFFERED, _I.OFFER_TAKEN): _S.ACCEPTED,
         (_S.OFFERED, _I.OFFER_DECLINED): _S.IDLE,
+        (_S.STREAMING, _I.OFFER_DECLINED): _S.IDLE,  # it had started inside the call
         (_S.OFFERED, _I.TRY_AGAIN): _S.PENDING,
         (_S.ACCEPTED, _I.TRY_AGAIN): _S.PENDING,
         **{(state, _I.PREFETCH_ASKED): _S.PREFETCHING for state in (_S.PENDING, _S.OFFERED, _S.ACCEPTED)},

@@ -147,6 +147,15 @@ class RpcEndpoint:
         """Whether a call may be made: none of ours is open."""
         return self._open is None
 
+    def is_calling(self, procedure: Procedure) -> bool:
+        """Whether a call of this procedure is open."""
+        return self._open is not None and self._open.procedure is procedure
+
+    def hurry(self, until: float) -> None:
+        """Wait for the answer to the open call no longer than `until`."""
+        if self._open is not None:
+            self._open.deadline = min(self._open.deadline, until)
+
     def call(self, procedure: Procedure, *args: Value, now: float) -> int:
         """Send a call; returns its number. Raises `Conflict` while another is open, `InvalidInput` for wrong values."""
         if self._open is not None:

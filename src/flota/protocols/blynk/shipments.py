@@ -16,12 +16,12 @@ from flota.protocols.json_text import parse_json
 
 ANY_TIME: Final = "ANY"
 SHIPMENT_TIMES: Final[Mapping[str, str]] = {
-    "NIGHT": "daily 00:00 6h",
-    "MORNING": "daily 06:00 6h",
-    "AFTERNOON": "daily 12:00 6h",
-    "EVENING": "daily 18:00 6h",
+    "NIGHT": "daily 00:00 6h local",
+    "MORNING": "daily 06:00 6h local",
+    "AFTERNOON": "daily 12:00 6h local",
+    "EVENING": "daily 18:00 6h local",
 }
-"""The vendor's quarters of a day, as maintenance windows without their zone."""
+"""The vendor's quarters of a day, as maintenance windows in each device's own time."""
 
 COMPARE_DEFAULT: Final = "BUILD_DATE_DIFFERS"
 """What the vendor's API takes when nothing is said; its console says LATEST_FIRMWARE_VERSION."""
@@ -33,7 +33,13 @@ COMPARE_FIELDS: Final = frozenset(
 
 ATTEMPTS_DEFAULT: Final = 3
 ATTEMPTS_MAX: Final = 1000
+ATTEMPT_PERIOD_DEFAULT_MS: Final = 86_400_000
+ATTEMPT_PERIOD_MIN_MS: Final = 1000
+ATTEMPT_PERIOD_MAX_MS: Final = 365 * 86_400_000
 NUMBER_MAX: Final = (1 << 31) - 1
+"""The vendor's numbers of products and devices, and of ours, have 32 bits."""
+
+LARGE_MAX: Final = (1 << 63) - 1
 DEVICES_MAX: Final = 200_000
 
 UPLOAD_PATH_PREFIX: Final = "/blynk/files/"
@@ -58,12 +64,25 @@ class ShipmentOrder:
     compare: str = COMPARE_DEFAULT
     skip_type_check: bool = False
     attempts: int = ATTEMPTS_DEFAULT
+    attempt_period_ms: int = ATTEMPT_PERIOD_DEFAULT_MS
+    """After how long they are counted anew; 0: never."""
+    time: str = ANY_TIME
     is_critical: bool = False
     is_secure: bool | None = None
     host: str = ""
     organisation: int | None = None
     firmware_info: Mapping[str, object] | None = None
     """What the upload was answered with, repeated."""
+
+
+ORDER_MEMBERS: Final = frozenset(
+    {
+        *("orgId", "productId", "title", "pathToFirmware", "firmwareOriginalFileName", "firmwareInfo", "deviceIds"),
+        *("shipmentTime", "host", "skipFwTypeCheck", "compareField", "attemptsLimit", "attemptResetPeriodMs"),
+        *("isSecure", "isCritical", "sendPush"),
+    }
+)
+"""What the body may have: a misspelt member would otherwise be a condition that nobody keeps to."""
 
 
 def parse_shipment_order(body: bytes) -> ShipmentOrder:
@@ -74,13 +93,11 @@ def parse_shipment_order(body: bytes) -> ShipmentOrder:
     given = parse_json(body)
     if not isinstance(given, dict):
         raise InvalidInput("the shipment is no JSON object", found=type(given).__name__)
+    unknown = sorted(given.keys() - ORDER_MEMBERS)
+    if unknown:
+        raise InvalidInput("the shipment has members that nobody knows", found=ascii(", ".join(unknown))[:200])
     fields = _Fields(given)
     sha256, name = _uploaded(fields.text("pathToFirmware"))
-    _refuse_time(fields.text("shipmentTime", ANY_TIME))
-    reset_ms = fields.number("attemptResetPeriodMs", 0)
-    if reset_ms:
-        hint = "Leave it out or give 0; a device that has reached its limit can be given another shipment."
-        raise Refused("attempts are not counted anew after a time", expected="0", found=reset_ms, hint=hint)
     if fields.flag("sendPush"):
         raise Refused("nobody is notified from here", expected="sendPush false", found="true")
     attempts = fields.number("attemptsLimit", ATTEMPTS_DEFAULT)
@@ -96,6 +113,8 @@ def parse_shipment_order(body: bytes) -> ShipmentOrder:
         compare=_comparison(fields.text("compareField", COMPARE_DEFAULT)),
         skip_type_check=fields.flag("skipFwTypeCheck"),
         attempts=attempts,
+        attempt_period_ms=_period(fields.number("attemptResetPeriodMs", ATTEMPT_PERIOD_DEFAULT_MS, most=LARGE_MAX)),
+        time=_time(fields.text("shipmentTime", ANY_TIME)),
         is_critical=fields.flag("isCritical"),
         is_secure=fields.flag("isSecure") if given.get("isSecure") is not None else None,
         host=fields.text("host", ""),
@@ -118,11 +137,11 @@ class _Fields:
             raise InvalidInput(f"{name} is missing or no text", expected="text", found=ascii(value)[:60])
         return value
 
-    def number(self, name: str, default: int | None = None) -> int:
+    def number(self, name: str, default: int | None = None, *, most: int = NUMBER_MAX) -> int:
         value = self._given.get(name)
         if value is None and default is not None:
             return default
-        return self._checked(name, value)
+        return self._checked(name, value, most)
 
     def numbers(self, name: str) -> tuple[int, ...]:
         value = self._given.get(name)
@@ -145,8 +164,8 @@ class _Fields:
         return value
 
     @staticmethod
-    def _checked(name: str, value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= NUMBER_MAX * 1000:
+    def _checked(name: str, value: object, most: int = NUMBER_MAX) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
             raise InvalidInput(f"{name} is missing or no number", found=ascii(value)[:60])
         return value
 
@@ -165,20 +184,18 @@ def _uploaded(path: str) -> tuple[str, str]:
     return digest, name
 
 
-def _refuse_time(told: str) -> None:
-    if told == ANY_TIME:
-        return
-    if told not in SHIPMENT_TIMES:
+def _time(told: str) -> str:
+    if told != ANY_TIME and told not in SHIPMENT_TIMES:
         expected = ", ".join((ANY_TIME, *SHIPMENT_TIMES))
         raise InvalidInput("there is no such shipmentTime", expected=expected, found=ascii(told[:40]))
-    window = SHIPMENT_TIMES[told]
-    hint = f"Give a window with its zone: flota rollout create … --maintenance '{window} Europe/Berlin'."
-    raise Refused(
-        "the time zones of devices are not known here, so no time of day can be kept to",
-        expected=ANY_TIME,
-        found=told,
-        hint=hint,
-    )
+    return told
+
+
+def _period(told_ms: int) -> int:
+    if told_ms and not ATTEMPT_PERIOD_MIN_MS <= told_ms <= ATTEMPT_PERIOD_MAX_MS:
+        expected = f"0, or {ATTEMPT_PERIOD_MIN_MS} to {ATTEMPT_PERIOD_MAX_MS} ms"
+        raise InvalidInput("attemptResetPeriodMs cannot be", expected=expected, found=told_ms)
+    return told_ms
 
 
 def _comparison(told: str) -> str:

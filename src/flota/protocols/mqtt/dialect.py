@@ -81,6 +81,17 @@ class MqttClient(Protocol):
         ...
 
 
+class AskedClient(MqttClient, Protocol):
+    """A client on a connection of our own: whether a message reached it can be known."""
+
+    async def ask(self, topic: str, payload: bytes, *, timeout_s: float) -> bool:
+        """Send to this connection alone at QoS 1, whether or not it subscribed; return whether its PUBACK came in time.
+
+        False at once if the message cannot go out now: the client reads too slowly.
+        """
+        ...
+
+
 Only = Callable[[Hashable], bool]
 """Says of an identity's key whether a message is for its sessions: names in topics are unique within a tenant only."""
 

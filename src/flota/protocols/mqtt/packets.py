@@ -1,141 +1,63 @@
-"""MQTT 3.1.1 control packets: bytes <-> frozen values, both roles. Source: section 3 of the standard.
+"""MQTT 3.1.1 control packets: bytes <-> the values of `packet_values`, both roles. Source: section 3 of the standard.
 
 `PacketReader` cuts a stream into packets and refuses what is too long before it has come.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from flota.protocols.mqtt.errors import MalformedPacket, PacketTooLarge
+from flota.protocols.mqtt.packet_fields import Fields, text_of
+from flota.protocols.mqtt.packet_values import (
+    PACKET_ID_MAX,
+    PROTOCOL_LEVEL,
+    PROTOCOL_NAME,
+    REMAINING_LENGTH_MAX,
+    STRING_MAX_BYTES,
+    SUBACK_FAILURE,
+    Acknowledgement,
+    Connack,
+    Connect,
+    ConnectReturn,
+    Packet,
+    PacketType,
+    Publish,
+    Signal,
+    Suback,
+    Subscribe,
+    Unsubscribe,
+    Will,
+)
+
+__all__ = [
+    "PACKET_ID_MAX",
+    "PROTOCOL_LEVEL",
+    "PROTOCOL_NAME",
+    "REMAINING_LENGTH_MAX",
+    "STRING_MAX_BYTES",
+    "SUBACK_FAILURE",
+    "Acknowledgement",
+    "Connack",
+    "Connect",
+    "ConnectReturn",
+    "Packet",
+    "PacketReader",
+    "PacketType",
+    "Publish",
+    "Signal",
+    "Suback",
+    "Subscribe",
+    "Unsubscribe",
+    "Will",
+    "pack_length",
+    "pack_packet",
+    "parse_packet",
+    "publish_head",
+]
 
 Buffer = bytes | bytearray | memoryview
-
-PROTOCOL_NAME: Final = "MQTT"
-PROTOCOL_LEVEL: Final = 4
-REMAINING_LENGTH_MAX: Final = 268_435_455
-PACKET_ID_MAX: Final = 0xFFFF
-STRING_MAX_BYTES: Final = 0xFFFF
-SUBACK_FAILURE: Final = 0x80
-
-
-class PacketType(enum.IntEnum):
-    """The upper four bits of a packet's first byte (2.2.1)."""
-
-    CONNECT = 1
-    CONNACK = 2
-    PUBLISH = 3
-    PUBACK = 4
-    PUBREC = 5
-    PUBREL = 6
-    PUBCOMP = 7
-    SUBSCRIBE = 8
-    SUBACK = 9
-    UNSUBSCRIBE = 10
-    UNSUBACK = 11
-    PINGREQ = 12
-    PINGRESP = 13
-    DISCONNECT = 14
-
-
-class ConnectReturn(enum.IntEnum):
-    """Return codes of CONNACK (3.2.2.3). 7 is none of the standard's: AWS answers it where others answer 5."""
-
-    ACCEPTED = 0
-    UNACCEPTABLE_PROTOCOL = 1
-    IDENTIFIER_REJECTED = 2
-    SERVER_UNAVAILABLE = 3
-    BAD_CREDENTIALS = 4
-    NOT_AUTHORISED = 5
-    AWS_NOT_AUTHORISED = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Will:
-    """What the server publishes if the client goes without a DISCONNECT."""
-
-    topic: str
-    payload: bytes
-    qos: int = 0
-    retain: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Connect:
-    """CONNECT. `keep_alive` in seconds, 0 = none. `level` is 4; another one is the server's to refuse (3.1.2.2)."""
-
-    client_id: str
-    clean_session: bool = True
-    keep_alive: int = 0
-    username: str | None = None
-    password: bytes | None = None
-    will: Will | None = None
-    level: int = PROTOCOL_LEVEL
-
-
-@dataclass(frozen=True, slots=True)
-class Connack:
-    """CONNACK."""
-
-    code: int
-    session_present: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """PUBLISH. `packet_id` is None exactly at QoS 0."""
-
-    topic: str
-    payload: bytes
-    qos: int = 0
-    retain: bool = False
-    duplicate: bool = False
-    packet_id: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledgement:
-    """PUBACK, PUBREC, PUBREL, PUBCOMP, UNSUBACK: a type and a packet id."""
-
-    type: PacketType
-    packet_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Subscribe:
-    """SUBSCRIBE: topic filters with the QoS wanted."""
-
-    packet_id: int
-    filters: tuple[tuple[str, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Suback:
-    """SUBACK: for each filter the QoS granted, or `SUBACK_FAILURE`."""
-
-    packet_id: int
-    granted: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Unsubscribe:
-    """UNSUBSCRIBE."""
-
-    packet_id: int
-    filters: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Signal:
-    """PINGREQ, PINGRESP, DISCONNECT: nothing but a type."""
-
-    type: PacketType
-
-
-Packet = Connect | Connack | Publish | Acknowledgement | Subscribe | Suback | Unsubscribe | Signal
 
 _ACKNOWLEDGEMENTS: Final = {
     PacketType.PUBACK: 0,
@@ -249,7 +171,7 @@ def parse_packet(first: int, body: bytes) -> Packet:
 
 
 def _parse_other(packet_type: PacketType, body: bytes) -> Packet:
-    fields = _Fields(body)
+    fields = Fields(body)
     packet: Packet
     if packet_type in _ACKNOWLEDGEMENTS:
         packet = Acknowledgement(packet_type, fields.packet_id())
@@ -278,7 +200,7 @@ def _parse_publish(flags: int, body: bytes) -> Publish:
         raise MalformedPacket("PUBLISH with QoS 0 is marked as sent again")
     if len(body) < 2 or len(body) < 2 + (length := body[0] << 8 | body[1]):
         raise MalformedPacket("PUBLISH ends inside its topic", offset=len(body))
-    topic = _text(body[2 : 2 + length], "topic")
+    topic = text_of(body[2 : 2 + length], "topic")
     if not topic or "+" in topic or "#" in topic:
         raise MalformedPacket("PUBLISH to a name that is empty or has wildcards", found=repr(topic[:80]))
     position = 2 + length
@@ -292,7 +214,7 @@ def _parse_publish(flags: int, body: bytes) -> Publish:
     return Publish(topic, body[position + 2 :], qos, bool(flags & 1), bool(flags & 8), packet_id)
 
 
-def _parse_connect(fields: _Fields) -> Connect:
+def _parse_connect(fields: Fields) -> Connect:
     """Parse section 3.1. For another protocol level nothing more is read: its answer is a CONNACK, not an error."""
     name = fields.text("protocol name")
     if name not in {PROTOCOL_NAME, "MQIsdp"}:
@@ -313,7 +235,7 @@ def _parse_connect(fields: _Fields) -> Connect:
     return Connect(client_id, bool(flags & 2), keep_alive, username, password, will)
 
 
-def _parse_will(fields: _Fields, flags: int) -> Will | None:
+def _parse_will(fields: Fields, flags: int) -> Will | None:
     qos = flags >> 3 & 3
     if not flags & 4:
         if flags & 0x38:
@@ -327,7 +249,7 @@ def _parse_will(fields: _Fields, flags: int) -> Will | None:
     return Will(topic, fields.binary(), qos, bool(flags & 0x20))
 
 
-def _subscriptions(fields: _Fields) -> Iterator[tuple[str, int]]:
+def _subscriptions(fields: Fields) -> Iterator[tuple[str, int]]:
     while True:
         topic_filter = fields.text("topic filter")
         (qos,) = fields.take(1)
@@ -338,73 +260,11 @@ def _subscriptions(fields: _Fields) -> Iterator[tuple[str, int]]:
             return
 
 
-def _filters(fields: _Fields) -> Iterator[str]:
+def _filters(fields: Fields) -> Iterator[str]:
     while True:
         yield fields.text("topic filter")
         if fields.at_end:
             return
-
-
-class _Fields:
-    """Reads the fields of a packet's body; every one of them may be cut short."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self._position = 0
-
-    @property
-    def at_end(self) -> bool:
-        return self._position == len(self._body)
-
-    def take(self, count: int) -> bytes:
-        end = self._position + count
-        if end > len(self._body):
-            raise MalformedPacket(
-                "an MQTT packet ends inside a field",
-                offset=self._position,
-                expected=f"{count} bytes",
-                found=f"{len(self._body) - self._position} bytes",
-            )
-        taken = self._body[self._position : end]
-        self._position = end
-        return taken
-
-    def rest(self) -> bytes:
-        return self.take(len(self._body) - self._position)
-
-    def u16(self) -> int:
-        return int.from_bytes(self.take(2), "big")
-
-    def packet_id(self) -> int:
-        value = self.u16()
-        if value == 0:
-            raise MalformedPacket("a packet id is 0")
-        return value
-
-    def binary(self) -> bytes:
-        return self.take(self.u16())
-
-    def text(self, what: str) -> str:
-        return _text(self.binary(), what)
-
-    def require_end(self, packet_type: PacketType) -> None:
-        if not self.at_end:
-            raise MalformedPacket(
-                f"{packet_type.name} goes on after its last field",
-                offset=self._position,
-                found=f"{len(self._body) - self._position} bytes more",
-            )
-
-
-def _text(raw: bytes, what: str) -> str:
-    """Return UTF-8 text without NUL (1.5.3)."""
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise MalformedPacket(f"the {what} is not UTF-8", offset=error.start) from None
-    if "\0" in text:
-        raise MalformedPacket(f"the {what} holds a NUL")
-    return text
 
 
 def _header_end(buffer: Buffer, position: int) -> tuple[int, int] | None:

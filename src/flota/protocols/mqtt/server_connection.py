@@ -8,7 +8,7 @@ Source: docs/reference/mqtt.md; MQTT 3.1.1, sections 3.1 to 3.14 and 4.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -279,6 +279,18 @@ class ServerConnection:
                 append(head)
             append(payload)
             self.output_bytes += size
+
+    def send_watched(self, topic: bytes, payload: bytes, heard: Callable[[], None]) -> int | None:
+        """Send a message at QoS 1 and call `heard` once it is acknowledged; returns its packet id.
+
+        None if it cannot go out now, because others wait before it: then it is not sent at all.
+        """
+        if not self._may_fly(len(payload)):
+            return None
+        self.send_publish(topic, payload, qos=1)
+        packet_id = self.session.last_id
+        self.session.watch(packet_id, heard)
+        return packet_id
 
     def set_congested(self, *, congested: bool) -> None:
         """Hear from the holder that the client reads too slowly, or no longer: messages of QoS 1 wait meanwhile."""

@@ -6,7 +6,7 @@ Source: docs/reference/mqtt.md, "The server's side of a connection"; MQTT 3.1.1,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -42,6 +42,8 @@ class MqttSession:
     dropped: int = 0
     held_bytes: int = 0
     connection: ServerConnection | None = None
+    watched: dict[int, Callable[[], None]] | None = None
+    """By packet id: who wants to hear of its PUBACK. Almost nobody does."""
 
     def qos_for(self, topic: str, *, parent_too: bool = True) -> int | None:
         """Return the highest QoS of a subscription that covers `topic`, None without one."""
@@ -63,8 +65,23 @@ class MqttSession:
     def acknowledged(self, packet_id: int) -> None:
         """Forget a message; an id that is not in flight is nothing: the client acknowledged twice."""
         message = self.in_flight.pop(packet_id, None)
-        if message is not None:
-            self.held_bytes -= len(message[1])
+        if message is None:
+            return
+        self.held_bytes -= len(message[1])
+        heard = self.watched.pop(packet_id, None) if self.watched else None
+        if heard is not None:
+            heard()
+
+    def watch(self, packet_id: int, heard: Callable[[], None]) -> None:
+        """Have `heard` called once that message is acknowledged."""
+        if self.watched is None:
+            self.watched = {}
+        self.watched[packet_id] = heard
+
+    def unwatch(self, packet_id: int) -> None:
+        """Wait for that acknowledgement no longer."""
+        if self.watched is not None:
+            self.watched.pop(packet_id, None)
 
     def queue(self, topic: bytes, payload: bytes, *, queued_max: int, held_max: int) -> None:
         """Keep a message until its turn; what is above the limits is dropped and counted, the oldest first."""

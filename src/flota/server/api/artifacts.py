@@ -7,7 +7,6 @@ bytes, because Viam's micro-RDK looks for the ESP image header in the first fram
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import functools
 import os
@@ -33,9 +32,10 @@ from flota.protocols.http_range import (
     unsatisfied_content_range,
 )
 from flota.server.api.artifact_parts import ArtifactParts
-from flota.server.api.whole_files import WHOLE_FILES, peer_gone
+from flota.server.api.file_bodies import FILE_BODIES
 from flota.server.auth import Permission, authenticate, require
 from flota.server.problems import problem, problem_response
+from flota.server.unacknowledged import Connection
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
@@ -46,12 +46,8 @@ if TYPE_CHECKING:
 RawHeaders = list[tuple[bytes, bytes]]
 Fields = dict[bytes, bytes]
 
-CHUNK_BYTES: Final = 64 * 1024
-"""What is handed over at a time when not by `pathsend`: well above the 288 bytes of the first frame, small enough that
-a peer that goes away is noticed within a few chunks."""
-
-LAST_CHUNK_PAUSE_S: Final = 0.05
-"""How long the word that a peer is gone may be on its way from the server's thread to ours."""
+SMALL_BODY_BYTES: Final = 64 * 1024
+"""Handed over in one go."""
 
 PATHSEND: Final = "http.response.pathsend"
 
@@ -82,8 +78,8 @@ async def send_artifact(
 
     200, 206, 304 (If-None-Match, or If-Modified-Since where `last_modified` is given) or 416. `extra_headers` go into
     each of them, e.g. `x-MD5`. With `use_pathsend` whole files go the fastest way, mostly the server's own file loop:
-    then a peer that goes away may not be noticed; without it they go in chunks of 64 KiB and it is. `on_finished` is
-    called once, after a GET that had a body (200 or 206).
+    then a peer that goes away may not be noticed; without it they go in pieces and it is. `on_finished` is called
+    once, after a GET that had a body (200 or 206).
     Raises `NotFound` before anything is sent if there is no such file.
     """
     headers = dict(scope["headers"])
@@ -285,54 +281,34 @@ async def _send_body(
     outcome = DeliveryOutcome.INTERRUPTED
     try:
         await send(start)
-        if part is None and use_pathsend and _is_plain_http2(scope) and WHOLE_FILES.has_room:
-            if await WHOLE_FILES.send(receive, send, descriptor):
-                outcome = DeliveryOutcome.HANDED_OVER
-        elif part is None and use_pathsend and PATHSEND in (scope.get("extensions") or {}):
+        if length <= SMALL_BODY_BYTES:
+            await send(_whole_body(descriptor, 0 if part is None else part.first, length))
+            outcome = DeliveryOutcome.HANDED_OVER
+        elif part is None and use_pathsend and _has_file_loop(scope):
             await send({"type": PATHSEND, "path": str(path)})
             outcome = DeliveryOutcome.HANDED_OVER
         else:
             first = 0 if part is None else part.first
-            outcome = await _send_chunks(receive, send, descriptor, first, length, attentive=on_finished is not None)
+            watched = on_finished is not None
+            connection = Connection.of(scope) if watched else None
+            if await FILE_BODIES.send(receive, send, descriptor, first, length, watched=watched, connection=connection):
+                outcome = DeliveryOutcome.HANDED_OVER
     finally:
         if on_finished is not None:
             on_finished(outcome)
 
 
-def _is_plain_http2(scope: Scope) -> bool:
-    """Return whether larger pieces pay: over TLS and HTTP/1.1 the server's own file loop costs no more than they do."""
-    return scope.get("http_version") == "2" and scope.get("scheme") == "http"
+def _has_file_loop(scope: Scope) -> bool:
+    """Return whether the server's own file loop costs no more than our pieces: over plain HTTP/2 it does."""
+    if scope.get("http_version") == "2" and scope.get("scheme") == "http":
+        return False
+    return PATHSEND in (scope.get("extensions") or {})
 
 
-async def _send_chunks(
-    receive: Receive, send: Send, descriptor: int, first: int, length: int, *, attentive: bool
-) -> DeliveryOutcome:
-    """Hand over `length` bytes from offset `first`; stops early when the server says that the peer is gone.
-
-    To a peer that is gone the server takes every chunk at once and without a word; the word comes a moment later, and
-    after the last chunk it comes in any case. So who is attentive waits that moment before the last chunk.
-    """
-    if length <= CHUNK_BYTES:
-        await send(_chunk(descriptor, first, length, more=False))
-        return DeliveryOutcome.HANDED_OVER
-    gone = asyncio.ensure_future(peer_gone(receive))
-    try:
-        for offset in range(first, first + length, CHUNK_BYTES):
-            left = first + length - offset
-            if attentive and left <= CHUNK_BYTES:
-                await asyncio.wait({gone}, timeout=LAST_CHUNK_PAUSE_S)
-            if gone.done():
-                return DeliveryOutcome.INTERRUPTED
-            await send(_chunk(descriptor, offset, min(CHUNK_BYTES, left), more=left > CHUNK_BYTES))
-    finally:
-        gone.cancel()
-    return DeliveryOutcome.HANDED_OVER
-
-
-def _chunk(descriptor: int, offset: int, length: int, *, more: bool) -> Message:
-    data = os.pread(descriptor, length, offset)
+def _whole_body(descriptor: int, first: int, length: int) -> Message:
+    data = os.pread(descriptor, length, first)
     if len(data) != length:
         raise FlotaError(
-            "the artifact's file became shorter while it was sent", offset=offset, expected=length, found=len(data)
+            "the artifact's file became shorter while it was sent", offset=first, expected=length, found=len(data)
         )
-    return {"type": "http.response.body", "body": data, "more_body": more}
+    return {"type": "http.response.body", "body": data, "more_body": False}

@@ -126,6 +126,7 @@ class DeviceTypeQueries(Queries):
         confirm: bool | None = None,
         maintenance: str | None = None,
         download_ahead: bool | None = None,
+        poll_interval_s: int | None = None,
         now: datetime,
     ) -> DeviceType:
         """Return the type with other rules for its updates; None leaves one as it is, `none` means at any time.
@@ -134,7 +135,12 @@ class DeviceTypeQueries(Queries):
         """
         check_rules(urgency=Urgency.FORCED, forced_at=None, maintenance=maintenance)
         row = await self._device_type_row(scope, type_name, for_update=True)
-        wanted = {"confirm": confirm, "maintenance": maintenance, "download_ahead": download_ahead}
+        wanted = {
+            "confirm": confirm,
+            "maintenance": maintenance,
+            "download_ahead": download_ahead,
+            "poll_interval_s": poll_interval_s,
+        }
         changes: dict[str, object] = {
             name: None if value == NO_MAINTENANCE else value
             for name, value in wanted.items()

@@ -58,6 +58,7 @@ def _row_of(record: ShipmentRecord) -> dict[str, object]:
         "compare_field": record.conditions.compare.value,
         "skip_type_check": record.conditions.skip_type_check,
         "attempts": record.conditions.attempts,
+        "attempt_period_s": record.conditions.attempt_period_s,
         "started_by": record.started_by,
         "file_name": record.file_name,
         "deleted_at": record.deleted_at,
@@ -65,5 +66,7 @@ def _row_of(record: ShipmentRecord) -> dict[str, object]:
 
 
 def _record(row: sa.Row[Any]) -> ShipmentRecord:
-    conditions = ShipmentConditions(CompareField(row.compare_field), row.skip_type_check, row.attempts)
+    conditions = ShipmentConditions(
+        CompareField(row.compare_field), row.skip_type_check, row.attempts, row.attempt_period_s
+    )
     return ShipmentRecord(row.rollout_id, conditions, row.started_by, row.file_name, row.deleted_at)

@@ -15,13 +15,13 @@ from typing import Final, Protocol
 from flota.protocols.blynk.mcu import LinkDown, Mcu, McuEvent, McuSettings, RebootAsked
 from flota.protocols.blynk.mcu_states import REFERENCE, ApplyNow, McuPolicy, McuState, NcpDigests
 from flota.protocols.blynk.ncp import LinkCommand
+from flota.protocols.blynk.ncp_job import CONFIRM_WINDOW_S
 from flota.virtual.dual_mcu_flash import FlashTime, crc32_of, md5_of, sha256_of
 from flota.virtual.events import EventKind
 from flota.virtual.slots import ResetReason, Restart
 
 APPLY_AFTER_S: Final = 0.05
 """Between a true answer and the restart: the answer has to leave the UART. The vendor's code takes 10 to 100 ms."""
-CONFIRM_WINDOW_S: Final = 60.0
 BATTERY_FLOOR_PERCENT: Final = 30
 
 

@@ -87,12 +87,15 @@ def run_mcuboot(primary: Area, secondary: Area, chain: BootChain) -> McubootBoot
     copied = False
     if swap is not SwapType.NONE:
         refused = why_not(secondary, chain)
-        if refused is None:
-            _overwrite(primary, secondary, lines)
-            copied = True
-        else:
+        if refused is not None:
             lines.append("[ERR] Image in the secondary slot is not valid!")
+        try:
+            if refused is None:
+                _overwrite(primary, secondary, lines)
+                copied = True
             drop_staged(secondary)
+        except FlotaError as error:  # the card was pulled: what it asked for, it asks for again when it is back
+            lines.append(f"[ERR] {error.message}")
     running = _validated(primary, chain)
     if running is None:
         lines += ["[ERR] Image in the primary slot is not valid!", "[ERR] Unable to find bootable image"]
@@ -161,12 +164,12 @@ def _validated(primary: Area, chain: BootChain) -> VerifiedImage | None:
 
 
 def _overwrite(primary: Area, secondary: Area, lines: list[str]) -> None:
-    image = slot_image(secondary)
-    length = -(-len(image) // primary.sector_size) * primary.sector_size
+    """Copy piece by piece, as each is read: a card that is pulled meanwhile leaves half an image behind."""
+    size = walk_image(secondary.read(0, secondary.size)).image_size
+    length = -(-size // primary.sector_size) * primary.sector_size
     lines += ["[INF] Image upgrade secondary slot -> primary slot", "[INF] Erasing the primary slot"]
     primary.erase(0, length)
-    lines.append(f"[INF] Copying the secondary slot to the primary slot: 0x{len(image):x} bytes")
-    padded = image + b"\xff" * (length - len(image))
-    for start in range(0, len(image), COPY_BYTES):
-        primary.write(start, padded[start : start + COPY_BYTES])
-    drop_staged(secondary)
+    lines.append(f"[INF] Copying the secondary slot to the primary slot: 0x{size:x} bytes")
+    for start in range(0, size, COPY_BYTES):
+        piece = secondary.read(start, COPY_BYTES)[: size - start]
+        primary.write(start, piece.ljust(COPY_BYTES, b"\xff"))

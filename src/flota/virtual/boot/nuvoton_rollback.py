@@ -59,6 +59,9 @@ from flota.virtual.boot.nuvoton_stock import field_lines
 COPIES_MAX: Final = 2
 """How often an image is copied that does not read back as it should."""
 
+CRC_PIECE_BYTES: Final = 64 * 1024
+"""What is read at once for a checksum; the processor has 160 KiB of RAM."""
+
 BLANK_UNIT: Final = b"\xff" * PROGRAM_UNIT
 TRIAL_UNUSED: Final = BLANK_UNIT
 TRIAL_USED: Final = bytes(PROGRAM_UNIT)
@@ -255,6 +258,6 @@ class _Run:
 
     def _crc_of(self, address: int, length: int) -> int:
         crc = 0
-        for start in range(0, length, PAGE_SIZE):
-            crc = zlib.crc32(read_spi(self._spi, address + start, min(PAGE_SIZE, length - start)), crc)
+        for start in range(0, length, CRC_PIECE_BYTES):
+            crc = zlib.crc32(read_spi(self._spi, address + start, min(CRC_PIECE_BYTES, length - start)), crc)
         return crc

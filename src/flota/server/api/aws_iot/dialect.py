@@ -20,13 +20,21 @@ from flota.fleet.devices import DeviceState
 from flota.fleet.job_executions import AWS_IOT_ROUTE
 from flota.fleet.scope import Scope
 from flota.fleet.things import CertificatePurpose
-from flota.protocols.aws_jobs import is_thing_name, notify_next_topic, notify_topic, pack_notify, pack_notify_next
+from flota.protocols.aws_jobs import (
+    JobsOperation,
+    is_thing_name,
+    notify_next_topic,
+    notify_topic,
+    pack_notify,
+    pack_notify_next,
+)
 from flota.protocols.mqtt.packets import Connect, ConnectReturn, Publish
 from flota.server.api.aws_iot.documents import JobDocuments
 from flota.server.api.aws_iot.events import OperatorEvents
 from flota.server.api.aws_iot.identity import ClaimIdentity, Identity, OperatorIdentity, ThingIdentity
 from flota.server.api.aws_iot.jobs import JobsApi
 from flota.server.api.aws_iot.provisioning import Provisioning
+from flota.server.api.aws_iot.restart_watch import CONNECTIONS_MIN, RestartWatch
 from flota.server.api.aws_iot.streams import StreamsApi
 from flota.server.api.aws_iot.thing_states import News, ThingState, ThingStates
 from flota.server.auth import Permission, authenticate, digest_of_secret, require
@@ -49,6 +57,11 @@ SEEN_EVERY: Final = timedelta(seconds=30)
 """How often a thing that asks for blocks is noted as seen: its silence is what a rollout judges."""
 
 SHADOW_TOKEN_MAX_BYTES: Final = 4096
+UPDATE_END: Final = f"/{JobsOperation.UPDATE}"
+"""How the topic of a report ends."""
+
+RESTARTS: Final = "device.restarts-again-and-again"
+"""The audit trail's word for a thing that connects and never comes to work."""
 
 _log = structlog.get_logger(__name__)
 
@@ -81,6 +94,7 @@ class AwsIot:
         self.events = OperatorEvents(context)
         self._provisioning = Provisioning(context)
         self._clients: dict[MqttClient, ThingState] = {}
+        self._restarts = RestartWatch()
         self._broker: MqttBroker | None = None
         self.other_topics: OtherTopics | None = None
         self.dropped = 0
@@ -120,6 +134,7 @@ class AwsIot:
             await notice_address(self._context, identity.scope, identity.device, peer.address)
             sight(self._context, identity.scope, identity.device, route=AWS_IOT_ROUTE, address=peer.address)
             await self.states.follow(identity, keeps_session=not connect.clean_session)
+            await self._watch_restarts(identity)
         return identity
 
     def connected(self, client: MqttClient) -> None:
@@ -130,6 +145,7 @@ class AwsIot:
 
     def gone(self, client: MqttClient) -> None:
         """Follow it no longer."""
+        self._streams.gone(client)
         state = self._clients.pop(client, None)
         if state is not None:
             self.states.gone(state)
@@ -156,16 +172,19 @@ class AwsIot:
             return None
         family, _, rest = topic.removeprefix(prefix).partition("/")
         if family == "streams":
+            self._restarts.at_work(state.thing.device.id)
             self._note_seen(state, client)
             return self._streams.receive(
                 client,
                 f"{prefix}streams/",
                 rest,
                 publish.payload,
-                state.streams,
+                state,
                 lambda stream_id: self.states.stream(state, stream_id),
             )
         if family == "jobs":
+            if rest.endswith(UPDATE_END):
+                self._restarts.at_work(state.thing.device.id)
             return self._answer_jobs(client, state.thing, publish)
         if family == "shadow":
             refusal = shadow_refusal(topic, publish.payload, int(self._context.now().timestamp()))
@@ -232,6 +251,26 @@ class AwsIot:
             first = None if pending.next is None else self.jobs.message(pending.next, thing=name)
             told = pack_notify_next(first, timestamp=timestamp)
             self._broker.publish(notify_next_topic(name), told, qos=1, only=key.__eq__)
+
+    async def _watch_restarts(self, thing: ThingIdentity) -> None:
+        """Say of a thing that it connects again and again without coming to work, in the log and in the audit trail."""
+        span = self._restarts.connected(thing.device.id, now=self._context.now())
+        if span is None:
+            return
+        state = self.states.get(thing)
+        facts: dict[str, object] = {
+            "connections": CONNECTIONS_MIN,
+            "within_s": int(span.total_seconds()),
+            "open_jobs": len(state.told or ()) if state is not None else 0,
+        }
+        _log.warning("aws_iot.thing_restarts", thing=thing.name, **facts)
+        try:
+            async with self._context.storage.transaction() as transaction:
+                await transaction.append_audit(
+                    thing.scope, RESTARTS, f"device:{thing.name}", facts, now=self._context.now()
+                )
+        except FlotaError as error:
+            _log.warning("aws_iot.restarts_not_noted", thing=thing.name, error=str(error))
 
     # --- who it is ----------------------------------------------------------------------------------------------------
 

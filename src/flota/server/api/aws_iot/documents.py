@@ -1,4 +1,4 @@
-"""Job documents: made from a release once, handed out with fresh addresses. And the ids of streams.
+"""Job documents: made from a release once, handed out with fresh addresses.
 
 Source: docs/reference/aws-iot.md, "The OTA job document".
 """
@@ -6,8 +6,6 @@ Source: docs/reference/aws-iot.md, "The OTA job document".
 from __future__ import annotations
 
 import functools
-import hashlib
-import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,12 +19,12 @@ from flota.protocols.aws_ota import (
     presigned_placeholder,
     substitute_presigned,
 )
+from flota.server.api.aws_iot.agent_limits import limits_of, stream_id_of
 from flota.server.api.aws_iot.files import file_url
 
 if TYPE_CHECKING:
     from flota.server.context import ServerContext
 
-STREAM_PREFIX: Final = "AFR_OTA-"
 BUCKET: Final = "flota"
 """What stands for our own artifacts in a placeholder's address; the key is the artifact's SHA-256."""
 
@@ -34,20 +32,6 @@ DEFAULT_CERTFILE: Final = "Code_Verify_Key"
 """What devices built by the board vendor's guide call the certificate that they check a file with."""
 
 TEMPLATES_REMEMBERED: Final = 256
-
-
-def stream_id_of(execution: Execution) -> str:
-    """Return the stream that a rollout's devices read: always the same one, 44 characters as AWS makes them.
-
-    It is no secret: only things with an open execution that names the stream may read it.
-    """
-    return _stream_id(execution.rollout_id, execution.release_id)
-
-
-@functools.lru_cache(maxsize=TEMPLATES_REMEMBERED)
-def _stream_id(rollout_id: int, release_id: int) -> str:
-    digest = hashlib.sha256(f"stream of rollout {rollout_id}, release {release_id}".encode())
-    return f"{STREAM_PREFIX}{uuid.UUID(bytes=digest.digest()[:16], version=4)}"
 
 
 class JobDocuments:
@@ -61,11 +45,13 @@ class JobDocuments:
         """Return the document of an execution, to be handed out now: its addresses work for a limited time."""
         base = self._context.device_base_url()
         protocols = self._context.settings.aws_iot_data
-        if base is None:  # there is no address to give
+        if limits_of(release) is not None:  # agents that fetch over MQTT alone, and have no room for an address
+            protocols = (DataProtocol.MQTT,)
+        elif base is None:  # there is no address to give
             protocols = tuple(one for one in protocols if one is not DataProtocol.HTTP) or (DataProtocol.MQTT,)
         signatures = tuple((one.name, one.signature) for one in release.file_signatures)
         template = self._template(
-            stream_id_of(execution),
+            stream_id_of(execution, release),
             release.filepath or release.filename,
             release.certfile or DEFAULT_CERTFILE,
             release.artifact.digests.size,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
@@ -31,9 +31,11 @@ from flota.protocols.aws_streams import (
     token_of,
     wanted_blocks,
 )
+from flota.server.api.aws_iot.agent_limits import BlockPacing, without_holes
 from flota.server.api.aws_iot.blocks import ArtifactPieces
 
 if TYPE_CHECKING:
+    from flota.boards.model import AgentLimits
     from flota.protocols.mqtt.dialect import MqttClient
     from flota.server.context import ServerContext
 
@@ -55,6 +57,8 @@ class OpenStream:
     sha256: str
     size: int
     description: str
+    limits: AgentLimits | None = None
+    """What its reader has room for; None: what it asks for."""
     data_topics: dict[StreamFormat, bytes] = field(default_factory=dict)
 
     def data_topic(self, form: StreamFormat) -> bytes:
@@ -63,6 +67,17 @@ class OpenStream:
         if topic is None:
             topic = self.data_topics[form] = f"{self.topic}/data/{form.value}".encode()
         return topic
+
+    @property
+    def stream_id(self) -> str:
+        """Its name."""
+        return self.topic.rpartition("/")[2]
+
+
+class StreamReader(Protocol):
+    """A thing: `streams` by their names are those that it may read now, as far as is remembered."""
+
+    streams: dict[str, OpenStream]
 
 
 FindStream = Callable[[str], Awaitable[OpenStream | None]]
@@ -75,13 +90,18 @@ class StreamsApi:
     def __init__(self, context: ServerContext) -> None:
         self._pieces = ArtifactPieces(context.artifacts.path)
         self._json_payload = context.settings.aws_iot_json_payload
+        self.pacing = BlockPacing()
+
+    def gone(self, client: MqttClient) -> None:
+        """Forget a client whose connection has ended."""
+        self.pacing.forget(client)
 
     def receive(
-        self, client: MqttClient, base: str, rest: str, payload: bytes, streams: dict[str, OpenStream], find: FindStream
+        self, client: MqttClient, base: str, rest: str, payload: bytes, reader: StreamReader, find: FindStream
     ) -> Awaitable[None] | None:
         """Answer what a thing published under its own `…/streams/` (`base`, with the slash) at `rest`.
 
-        Returns None when that is done, else what has to be awaited: `streams` did not have the stream, or the memory
+        Returns None when that is done, else what has to be awaited: `reader` did not have the stream, or the memory
         not the blocks.
         """
         levels = rest.split("/")
@@ -92,13 +112,20 @@ class StreamsApi:
                 f"{base}{levels[0]}/rejected/{levels[-1]}", pack_rejection(invalid, form or StreamFormat.JSON)
             )
             return None
-        stream = streams.get(levels[0])
+        stream = reader.streams.get(levels[0])
         if stream is None:
-            return self._find_first(client, f"{base}{levels[0]}", levels, payload, form, find)
-        return self._answer(client, stream, levels[1], payload, form)
+            return self._find_first(client, f"{base}{levels[0]}", levels, payload, form, reader, find)
+        return self._answer(client, reader, stream, levels[1], payload, form)
 
     async def _find_first(
-        self, client: MqttClient, topic: str, levels: list[str], payload: bytes, form: StreamFormat, find: FindStream
+        self,
+        client: MqttClient,
+        topic: str,
+        levels: list[str],
+        payload: bytes,
+        form: StreamFormat,
+        reader: StreamReader,
+        find: FindStream,
     ) -> None:
         try:
             stream = await find(levels[0])
@@ -111,18 +138,24 @@ class StreamsApi:
             text = "this thing has no job with this stream"
             _reject(client, topic, form, RejectionCode.RESOURCE_NOT_FOUND, text, token_of(payload, form))
             return
-        waiting = self._answer(client, stream, levels[1], payload, form)
+        waiting = self._answer(client, reader, stream, levels[1], payload, form)
         if waiting is not None:
             await waiting
 
     def _answer(
-        self, client: MqttClient, stream: OpenStream, operation: str, payload: bytes, form: StreamFormat
+        self,
+        client: MqttClient,
+        reader: StreamReader,
+        stream: OpenStream,
+        operation: str,
+        payload: bytes,
+        form: StreamFormat,
     ) -> Awaitable[None] | None:
         try:
             if operation == "describe":
                 self._describe(client, stream, payload, form)
                 return None
-            return self._get(client, stream, parse_block_request(payload, form), form)
+            return self._get(client, reader, stream, parse_block_request(payload, form), form)
         except StreamRejected as rejected:
             client.answer(f"{stream.topic}/rejected/{form.value}", pack_rejection(rejected, form))
             return None
@@ -134,18 +167,41 @@ class StreamsApi:
         client.answer(f"{stream.topic}/description/{form.value}", pack_description(described, form))
 
     def _get(
-        self, client: MqttClient, stream: OpenStream, request: BlockRequest, form: StreamFormat
+        self, client: MqttClient, reader: StreamReader, stream: OpenStream, request: BlockRequest, form: StreamFormat
     ) -> Awaitable[None] | None:
         _check(request, stream)
         payloads = self._payloads(stream, request, form)
         if payloads is None:
-            return self._load_first(client, stream, request, form)
-        if payloads:
-            client.answer_all(stream.data_topic(form), payloads)
+            return self._load_first(client, reader, stream, request, form)
+        self._send(client, reader, stream, request, form, payloads)
         return None
 
+    def _send(
+        self,
+        client: MqttClient,
+        reader: StreamReader,
+        stream: OpenStream,
+        request: BlockRequest,
+        form: StreamFormat,
+        payloads: list[bytes],
+    ) -> None:
+        limits = stream.limits
+        if limits is None:
+            if payloads:
+                client.answer_all(stream.data_topic(form), payloads)
+            return
+        if limits.in_order:
+            payloads = without_holes(payloads, held=limits.blocks_held, asked=request.count)
+        self.pacing.send(
+            client,
+            stream.data_topic(form),
+            payloads,
+            at_once=limits.blocks_held,
+            is_wanted=lambda: stream.stream_id in reader.streams,
+        )
+
     async def _load_first(
-        self, client: MqttClient, stream: OpenStream, request: BlockRequest, form: StreamFormat
+        self, client: MqttClient, reader: StreamReader, stream: OpenStream, request: BlockRequest, form: StreamFormat
     ) -> None:
         try:
             await self._pieces.load(
@@ -160,7 +216,7 @@ class StreamsApi:
             text = "the file cannot be read now"
             _reject(client, stream.topic, form, RejectionCode.INTERNAL_ERROR, text, request.token)
             return
-        client.answer_all(stream.data_topic(form), payloads)
+        self._send(client, reader, stream, request, form, payloads)
 
     def _payloads(self, stream: OpenStream, request: BlockRequest, form: StreamFormat) -> list[bytes] | None:
         payloads = []

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from flota.server.api.aws_iot.documents import stream_id_of
+from flota.server.api.aws_iot.agent_limits import limits_of, stream_id_of
 from flota.server.api.aws_iot.pending import NOTHING_PENDING, PendingJobs, read_pending
 from flota.server.api.aws_iot.streams import OpenStream
 from flota.server.gathered import Gathered
@@ -258,12 +258,15 @@ def _streams(thing: ThingIdentity, pending: PendingJobs) -> dict[str, OpenStream
     """Return the streams of a thing's pending jobs by their ids."""
     streams = {}
     for shown in pending.jobs:
-        stream_id = stream_id_of(shown.job.execution)
-        digests = shown.release.artifact.digests
+        stream_id = stream_id_of(shown.job.execution, shown.release)
+        if stream_id in streams:  # short ids may meet: the job that is first is the one that the thing works on
+            continue
+        digests, limits = shown.release.artifact.digests, limits_of(shown.release)
         streams[stream_id] = OpenStream(
             topic=f"{thing.prefix}streams/{stream_id}",
             sha256=digests.sha256,
             size=digests.size,
             description=f"{shown.release.type_name} {shown.release.version}",
+            limits=limits,
         )
     return streams

@@ -25,8 +25,12 @@ from flota.protocols.blynk.cloud import (
     DOWNLINK_PREFIX,
     INFO_TOPIC,
     OTA_TOPIC,
+    PING_TOPIC,
+    REBOOT_TOPIC,
+    REDIRECT_TOPIC,
     USER_NAME,
     pack_announcement,
+    pack_redirect,
     parse_info,
 )
 from flota.protocols.mqtt.packets import Connect, ConnectReturn, Publish
@@ -41,8 +45,9 @@ if TYPE_CHECKING:
     from flota.fleet.changes import Changes
     from flota.fleet.devices import Device
     from flota.fleet.storage import KnownDevice
-    from flota.protocols.mqtt.dialect import MqttBroker, MqttClient, Peer
+    from flota.protocols.mqtt.dialect import AskedClient, MqttBroker, MqttClient, Peer
     from flota.server.context import ServerContext
+    from flota.server.settings import Address
 
 PASSWORD_MAX_LEN: Final = 256
 """Bytes of a password that are looked at; device tokens have at most 128."""
@@ -84,11 +89,25 @@ class BlynkIdentity:
 class _Connection:
     """A connected device, and what it said last."""
 
-    client: MqttClient
+    client: AskedClient
     identity: BlynkIdentity
     report: Report | None = None
     look_at: datetime | None = None
     deciding: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    # what an operator can tell it: implements `DeviceLine`
+
+    def reboot(self) -> None:
+        """Send that it is to restart."""
+        self.client.answer(REBOOT_TOPIC, b"", qos=0)
+
+    def redirect(self, address: Address) -> None:
+        """Send where it is to connect."""
+        self.client.answer(REDIRECT_TOPIC, pack_redirect(address.host, address.port), qos=0)
+
+    async def ping(self, timeout_s: float) -> bool:
+        """Return whether it acknowledged: MQTT clients do so by themselves."""
+        return await self.client.ask(PING_TOPIC, b"", timeout_s=timeout_s)
 
 
 class BlynkDialect:
@@ -107,6 +126,7 @@ class BlynkDialect:
         self.dropped = 0
         """Messages that are nobody's business here."""
         context.storage.on_change(self.note)
+        context.device_lines.offer(self._latest.get)
 
     # --- connections --------------------------------------------------------------------------------------------------
 
@@ -125,7 +145,7 @@ class BlynkDialect:
         """
         password = connect.password
         if password is None or len(password) > PASSWORD_MAX_LEN:
-            return ConnectReturn.NOT_AUTHORISED
+            return ConnectReturn.BAD_CREDENTIALS  # what the vendor's clients take for a wrong token, in every case
         try:
             secret = password.decode("utf-8")
         except UnicodeDecodeError:
@@ -151,7 +171,7 @@ class BlynkDialect:
 
     def connected(self, client: MqttClient) -> None:
         """Follow the device as long as this connection lasts."""
-        connection = _Connection(client, cast("BlynkIdentity", client.identity))
+        connection = _Connection(cast("AskedClient", client), cast("BlynkIdentity", client.identity))
         self._connections[client] = connection
         self._latest[connection.identity.device.id] = connection
 
@@ -188,7 +208,7 @@ class BlynkDialect:
         except FlotaError as error:
             _log.warning("blynk.report_refused", device=device.name, error=str(error))
             return
-        report = Report(firmware_of_info(info), self._context.now())
+        report = Report(firmware_of_info(info), self._context.now(), info.receive_buffer)
         connection.report = report
         scope = connection.identity.scope
         self._updates.note_seen(scope, device, report, connection.client.peer.address)

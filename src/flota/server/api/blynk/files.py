@@ -1,7 +1,7 @@
 """`GET /blynk/ota/NAME?token=…`: the file of a Blynk device. Bare ASGI, before the router.
 
-It translates links into deliveries; what they mean is decided in `blynk_updates`. Always with Content-Length, which the
-vendor's client needs, and one byte range. Source: docs/reference/blynk.md, "Cloud link".
+It translates links into deliveries; what they mean is decided in `blynk_deliveries`. Always with Content-Length, which
+the vendor's client needs, and one byte range. Source: docs/reference/blynk.md, "Cloud link".
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from flota.errors import FlotaError
 from flota.protocols.blynk.cloud import HEADER_BUILD, HEADER_MD5, HEADER_SHA256, HEADER_TYPE, HEADER_VERSION
 from flota.protocols.http_range import RangeNotSatisfiable, parse_range
 from flota.server.api.artifacts import DeliveryOutcome, send_artifact
+from flota.server.blynk_deliveries import BlynkDeliveries, FileDelivery, LinkOver
 from flota.server.blynk_links import FILE_PREFIX, FileGrant, read_link_token
-from flota.server.blynk_updates import BlynkUpdates, FileDelivery, LinkOver
 from flota.server.device_rates import DeviceRates
 from flota.server.problems import problem, problem_response
 
@@ -37,7 +37,7 @@ class BlynkFiles:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._updates = BlynkUpdates(context)
+        self._deliveries = BlynkDeliveries(context)
         self._rates = DeviceRates(refill_per_s=context.settings.device_requests_per_s)
         self._strangers = DeviceRates(refill_per_s=STRANGERS_PER_S)
 
@@ -61,10 +61,10 @@ class BlynkFiles:
         try:
             grant = self._admit(scope)
             if method == "HEAD" or not await self._is_from_start(scope, grant):
-                delivery = await self._updates.look(grant)
+                delivery = await self._deliveries.look(grant)
                 await self._send(scope, receive, send_noting, delivery, counted=method == "GET")
                 return
-            delivery = await self._updates.begin(grant, self._context.peer_address(scope))
+            delivery = await self._deliveries.begin(grant, self._context.peer_address(scope))
             await self._send(scope, receive, send_noting, delivery, counted=True)
         except FlotaError as error:
             if has_started:
@@ -89,7 +89,7 @@ class BlynkFiles:
         header = next((value for name, value in scope["headers"] if name == b"range"), None)
         if header is None:
             return True
-        size = (await self._updates.look(grant)).artifact.digests.size
+        size = (await self._deliveries.look(grant)).artifact.digests.size
         try:
             part = parse_range(header.decode("latin-1"), size)
         except RangeNotSatisfiable:
@@ -127,12 +127,14 @@ class BlynkFiles:
         finally:
             whole = outcome is DeliveryOutcome.HANDED_OVER
             if counted and (reaches_end or not whole):
-                await self._updates.finish(delivery, whole=whole)
+                await self._deliveries.finish(delivery, whole=whole)
 
 
 def _reaches_end(start: Message, size: int) -> bool:
     told = next((value for name, value in start["headers"] if name == b"content-range"), None)
-    return told is None or (told.startswith(b"bytes ") and told.endswith(b"-%d/%d" % (size - 1, size)))
+    if told is None:  # the whole file; several ranges in one answer are no end
+        return bool(start["status"] == 200)
+    return bool(told.startswith(b"bytes ") and told.endswith(b"-%d/%d" % (size - 1, size)))
 
 
 def _headers(delivery: FileDelivery) -> dict[str, str]:

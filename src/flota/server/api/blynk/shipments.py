@@ -9,18 +9,19 @@ import functools
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 import structlog
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from flota.errors import FlotaError, InvalidInput, NotFound, Refused
-from flota.fleet.shipments import CompareField, ShipmentConditions
+from flota.errors import FlotaError, InvalidInput, NotFound, Refused, TooLarge
+from flota.fleet.shipments import CompareField, ShipmentConditions, attempts_limit
 from flota.protocols.blynk.shipments import (
     ANY_TIME,
     FIRMWARE_SUFFIXES,
+    SHIPMENT_TIMES,
     UPLOAD_MAX_BYTES,
     UPLOAD_PATH_PREFIX,
     ShipmentOrder,
@@ -131,7 +132,7 @@ def _uploaded_file(form: Mapping[str, FormField]) -> tuple[str, bytes]:
     if not name.lower().endswith(FIRMWARE_SUFFIXES):
         raise InvalidInput("the file's name says no firmware", expected=", ".join(FIRMWARE_SUFFIXES), found=ascii(name))
     if len(file.data) > UPLOAD_MAX_BYTES:
-        raise InvalidInput("the file is too large", expected=f"at most {UPLOAD_MAX_BYTES}", found=len(file.data))
+        raise TooLarge("the file is too large", expected=f"at most {UPLOAD_MAX_BYTES} bytes", found=len(file.data))
     return name, file.data
 
 
@@ -148,12 +149,19 @@ def _firmware(artifact: Artifact) -> UploadedFirmware:
 # --- shipments --------------------------------------------------------------------------------------------------------
 
 
-async def _list(context: ServerContext, _: Request, scope: Scope) -> object:
-    return [_plain(one, scope) for one in await shipment_desk.list_shipments(context, scope)]
+async def _list(context: ServerContext, request: Request, scope: Scope) -> object:
+    shown = await shipment_desk.list_shipments(context, scope)
+    starters = await shipment_desk.starters(context, scope)
+    return [_plain(one, scope, _base(context, request), starters) for one in shown]
 
 
 async def _show(context: ServerContext, request: Request, scope: Scope) -> object:
-    return _plain(await shipment_desk.find_shipment(context, scope, _shipment_id(request)), scope)
+    found = await shipment_desk.find_shipment(context, scope, _shipment_id(request))
+    return await _shown(context, request, scope, found)
+
+
+async def _shown(context: ServerContext, request: Request, scope: Scope, one: shipment_desk.Shipment) -> object:
+    return _plain(one, scope, _base(context, request), await shipment_desk.starters(context, scope))
 
 
 async def _create(context: ServerContext, request: Request, scope: Scope) -> object:
@@ -170,14 +178,21 @@ async def _create(context: ServerContext, request: Request, scope: Scope) -> obj
         sha256=order.sha256,
         file_name=order.file_name,
         device_ids=order.device_ids,
-        conditions=ShipmentConditions(CompareField(order.compare), order.skip_type_check, order.attempts),
+        conditions=ShipmentConditions(
+            CompareField(order.compare),
+            order.skip_type_check,
+            order.attempts,
+            -(-order.attempt_period_ms // 1000) or None,
+        ),
+        maintenance=_window(context, order.time),
         is_critical=order.is_critical,
     )
-    return _plain(await shipment_desk.create_shipment(context, scope, wanted), scope)
+    return await _shown(context, request, scope, await shipment_desk.create_shipment(context, scope, wanted))
 
 
 async def _stop(context: ServerContext, request: Request, scope: Scope) -> object:
-    return _plain(await shipment_desk.stop_shipment(context, scope, _shipment_id(request)), scope)
+    stopped = await shipment_desk.stop_shipment(context, scope, _shipment_id(request))
+    return await _shown(context, request, scope, stopped)
 
 
 async def _delete(context: ServerContext, request: Request, scope: Scope) -> object:
@@ -192,9 +207,14 @@ def _shipment_id(request: Request) -> str:
     return told
 
 
+def _base(context: ServerContext, request: Request) -> SplitResult:
+    """Return the address that devices are given."""
+    return urlsplit(context.device_base_url() or context.public_base(request))
+
+
 def _check_address(context: ServerContext, request: Request, order: ShipmentOrder) -> None:
     """Refuse an address that devices would not be given: they are told this server's own."""
-    base = urlsplit(context.device_base_url() or context.public_base(request))
+    base = _base(context, request)
     if order.host and order.host not in (base.hostname, base.netloc):
         raise Refused("devices are told this server's own address", expected=base.netloc, found=ascii(order.host[:80]))
     if order.is_secure is not None and order.is_secure is not (base.scheme == "https"):
@@ -202,13 +222,16 @@ def _check_address(context: ServerContext, request: Request, order: ShipmentOrde
         raise Refused("devices are told this server's own scheme", expected=base.scheme, hint=hint)
 
 
-def _plain(shipment: shipment_desk.Shipment, scope: Scope) -> dict[str, Any]:
-    """Return a shipment as the vendor's API has it."""
+def _plain(
+    shipment: shipment_desk.Shipment, scope: Scope, base: SplitResult, starters: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return a shipment as the vendor's API has it. `starters` are the numbers of who may have started it."""
     rollout, release, conditions = shipment.rollout, shipment.release, shipment.conditions
     is_open = shipment.status in ("RUN", "PAUSE")
     uploaded = _firmware(release.artifact)
     name = shipment.record.file_name if shipment.record and shipment.record.file_name else release.filename
     ended_ms = 0 if is_open else _ms(rollout.changed_at)
+    starter = shipment.record.started_by if shipment.record else ""
     return {
         "id": rollout.id,
         "orgId": scope.tenant_id,
@@ -219,17 +242,36 @@ def _plain(shipment: shipment_desk.Shipment, scope: Scope) -> dict[str, Any]:
         "firmwareOriginalFileName": name,
         "firmwareInfo": firmware_info(uploaded),
         "deviceIds": [device.id for device in shipment.devices],
-        "shipmentTime": ANY_TIME,
+        "shipmentTime": _time_of(rollout.policy.maintenance),
         "compareField": str(conditions.compare),
         "skipFwTypeCheck": conditions.skip_type_check,
-        "attemptsLimit": conditions.attempts or rollout.policy.attempts,
-        "attemptResetPeriodMs": 0,
+        "attemptsLimit": attempts_limit(conditions, rollout.policy.attempts),
+        "attemptResetPeriodMs": (conditions.attempt_period_s or 0) * 1000,
+        "host": base.netloc,
+        "isSecure": base.scheme == "https",
+        "isCritical": rollout.policy.confirm is False,
+        "sendPush": False,
         "status": str(shipment.status),
-        "startedBy": shipment.record.started_by if shipment.record else "",
+        "startedBy": starter,
+        "startedByUserId": starters.get(starter, 0),
         "startedAt": _ms(rollout.created_at),
         "finishedAt": ended_ms,
         "shipmentProgress": {**shipment.progress, "updatedAt": _ms(_changed_at(shipment))},
     }
+
+
+def _window(context: ServerContext, time: str) -> str | None:
+    """Return the maintenance window of a shipment's time of day; None at any time, or at that of the type."""
+    if time == ANY_TIME:
+        return None
+    zone = context.settings.time_zone
+    return SHIPMENT_TIMES[time] + (f"/{zone}" if zone else "")
+
+
+def _time_of(maintenance: str | None) -> str:
+    """Return the vendor's word for a window; ANY for one that it has no word for."""
+    told = maintenance or ""
+    return next((time for time, window in SHIPMENT_TIMES.items() if told.partition("/")[0] == window), ANY_TIME)
 
 
 def _changed_at(shipment: shipment_desk.Shipment) -> datetime:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC
+from email.utils import format_datetime
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -9,16 +11,23 @@ from starlette.responses import PlainTextResponse, Response
 
 from flota.errors import Conflict, NotFound
 from flota.fleet.executions import ExecutionChange, ExecutionState
-from flota.fleet.releases import Release
+from flota.fleet.releases import Artifact, Release
 from flota.fleet.storage import Transaction
 from flota.protocols.ddi import MD5SUM_SUFFIX
 from flota.protocols.ddi.deployment import artifact_as_json
-from flota.protocols.http_range import if_match
+from flota.protocols.http_range import (
+    ByteRange,
+    RangeNotSatisfiable,
+    if_match,
+    if_range,
+    parse_several_ranges,
+)
 from flota.server.api.artifacts import ArtifactResponse
 from flota.server.api.ddi.answers import json_answer
 from flota.server.api.ddi.caller import Caller, path_number
 from flota.server.api.ddi.rendering import artifact_of, short_name
 from flota.server.api.ddi.reports import OWN_MESSAGE, STATUS_ENTRIES_MAX
+from flota.server.api.ddi.several_ranges import SeveralRangesResponse
 from flota.server.updates import installed_execution, open_assignment, with_retries
 
 if TYPE_CHECKING:
@@ -58,11 +67,14 @@ class Files:
             return Response(status_code=412)
         if caller.request.method == "GET" and "range" not in caller.request.headers:
             await self._note_download(caller)
+        path = self._context.artifacts.path(artifact.digests.sha256)
+        headers = {"content-disposition": _disposition(release.filename)}
+        several = _several_ranges(caller, artifact)
+        if several is not None:
+            headers |= {"etag": f'"{artifact.digests.sha256}"', "accept-ranges": "bytes"}
+            return SeveralRangesResponse(path, several, size=artifact.digests.size, headers=headers)
         return ArtifactResponse(
-            self._context.artifacts.path(artifact.digests.sha256),
-            sha256=artifact.digests.sha256,
-            extra_headers={"content-disposition": _disposition(release.filename)},
-            last_modified=artifact.created_at,
+            path, sha256=artifact.digests.sha256, extra_headers=headers, last_modified=artifact.created_at
         )
 
     async def _module(self, caller: Caller, *, installed_too: bool) -> Release:
@@ -98,6 +110,20 @@ class Files:
             await with_retries(self._context, write)
         except Conflict:  # paused or canceled since it was read: the next poll tells the device
             return
+
+
+def _several_ranges(caller: Caller, artifact: Artifact) -> tuple[ByteRange, ...] | None:
+    """Return the ranges of a GET for several of them, None for any other request, and for what is not satisfiable."""
+    asked = caller.request.headers
+    etag = f'"{artifact.digests.sha256}"'
+    is_conditional = "if-none-match" in asked or "if-modified-since" in asked
+    date = format_datetime(artifact.created_at.astimezone(UTC), usegmt=True)
+    if caller.request.method != "GET" or is_conditional or not if_range(asked.get("if-range"), etag, date):
+        return None
+    try:
+        return parse_several_ranges(asked.get("range"), artifact.digests.size)
+    except RangeNotSatisfiable:
+        return None
 
 
 def _spellings(release: Release, suffix: str = "") -> tuple[str, str, str]:

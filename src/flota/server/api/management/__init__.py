@@ -14,6 +14,7 @@ from flota import __version__
 from flota.server.api.management import (
     administration,
     certificates,
+    device_commands,
     device_types,
     devices,
     gateway_tokens,
@@ -68,7 +69,10 @@ def build_management_api(context: ServerContext) -> FastAPI:
         redirect_slashes=False,
     )
     api.state.context = context
-    for module in (administration, gateway_tokens, device_types, releases, devices, certificates, rollouts, viam):
+    for module in (
+        *(administration, gateway_tokens, device_types, releases),
+        *(devices, device_commands, certificates, rollouts, viam),
+    ):
         api.router.routes.extend(module.router.routes)  # as they are: an included router's routes could not be checked
     for kind, handler in EXCEPTION_HANDLERS.items():
         api.add_exception_handler(kind, handler)

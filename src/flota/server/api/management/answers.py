@@ -20,7 +20,7 @@ from flota.fleet.inferences import FLAG_DETAIL
 from flota.fleet.releases import Artifact, Release, ReleaseSbom
 from flota.fleet.rollouts import OPEN_ROLLOUT_STATES, Rollout
 from flota.fleet.scope import Role, Scope
-from flota.fleet.shipments import attempts_limit
+from flota.fleet.shipments import attempts_limit, rests_until
 from flota.fleet.storage import AccessToken, ExecutionEvent, GatewayToken, NewDeviceType
 from flota.server.code_signatures import read_code_certificate
 from flota.server.device_registry import is_builtin, profile_of
@@ -255,6 +255,8 @@ def shipment(one: Shipment) -> schemas.Shipment:
         compare_field=str(conditions.compare),
         skip_type_check=conditions.skip_type_check,
         attempts_limit=attempts_limit(conditions, rollout.policy.attempts),
+        attempt_period_s=conditions.attempt_period_s,
+        maintenance=rollout.policy.maintenance,
         started_by=record.started_by if record is not None else "",
         started_at=rollout.created_at,
         finished_at=None if rollout.state in OPEN_ROLLOUT_STATES else rollout.changed_at,
@@ -265,11 +267,18 @@ def shipment(one: Shipment) -> schemas.Shipment:
                 status=str(device.status),
                 execution=None if device.execution is None else device.execution.id,
                 changed_at=None if device.execution is None else device.execution.changed_at,
-                reason="" if device.execution is None else device.execution.details.get("reason", ""),
+                reason="" if device.execution is None else _shipment_reason(device.execution),
             )
             for device in one.devices
         ],
     )
+
+
+def _shipment_reason(entity: Execution) -> str:
+    until = rests_until(entity)
+    if until is not None:
+        return f"it is offered again from {until.isoformat(timespec='seconds')} on"
+    return entity.details.get("reason", "")
 
 
 def rollout(entity: Rollout) -> schemas.Rollout:

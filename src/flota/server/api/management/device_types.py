@@ -158,6 +158,7 @@ async def set_update_rules(name: str, wanted: UpdateRulesInput, context: Context
             confirm=wanted.confirm,
             maintenance=wanted.maintenance,
             download_ahead=wanted.download_ahead,
+            poll_interval_s=wanted.poll_interval_s,
             now=now,
         )
     return answers.answer(answers.device_type(changed))

@@ -95,11 +95,15 @@ class SbomInput(Input):
 
 
 class UpdateRulesInput(Input):
-    """How a type's devices take updates: asked first, in maintenance windows (`none`: any time), downloading ahead."""
+    """How a type's devices take updates: asked first, in maintenance windows (`none`: any time), downloading ahead.
+
+    `poll_interval_s`: how often they shall ask, in seconds.
+    """
 
     confirm: bool | None = None
     maintenance: Maintenance | None = None
     download_ahead: bool | None = None
+    poll_interval_s: int | None = Field(default=None, ge=1, le=DAY_S)
 
 
 class ReleaseInput(Input):
@@ -169,6 +173,12 @@ class LabelsInput(Input):
     """Replaces a device's labels."""
 
     labels: dict[str, str] = Field(max_length=64)
+
+
+class RedirectInput(Input):
+    """Sends a connected device to another MQTT endpoint."""
+
+    to: Annotated[str, StringConstraints(min_length=1, max_length=300)]
 
 
 class RolloutInput(Input):

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from flota.errors import FlotaError
 from flota.protocols.aws_jobs import NEXT, THING_PREFIX, JobsOperation, JobsTopic, notify_next_topic
-from flota.protocols.mqtt.packets import Publish
+from flota.protocols.mqtt.packets import Publish, pack_packet
 from flota.virtual.agents.aws_ota.app import OtaDemoApp
 from flota.virtual.agents.aws_ota.core import OtaAgentCore, Ports
 from flota.virtual.agents.aws_ota.pal import Pal, PalImageState
@@ -178,14 +178,22 @@ class _Life:
         try:
             while True:
                 self._hear(await link.receive())
+                await asyncio.sleep(0)  # the agent has a thread of its own: what came does not wait for what comes
         finally:
             self._messages.link = None
             self._signal(AgentEvent.SUSPEND)
             link.abort()
 
     def _hear(self, message: Publish) -> None:
-        """Put what concerns the agent into its queue; answers to status updates and rejections do not."""
-        thing = self._settings.thing
+        """Put what concerns the agent into its queue; answers to status updates and rejections do not.
+
+        A packet that the network buffer does not take is read and thrown away, whatever it is.
+        """
+        thing, room = self._settings.thing, self._settings.build.packet_max_bytes
+        if room is not None and (length := len(pack_packet(message))) > room:
+            text = f"Incoming packet will be dumped: Packet length={length}, network buffer size={room}."
+            self._context.tell(EventKind.TROUBLE, text)
+            return
         if message.topic in (
             JobsTopic(thing, JobsOperation.DESCRIBE, NEXT).accepted,
             notify_next_topic(thing),

@@ -32,6 +32,7 @@ from flota.virtual.agents.aws_ota.states import Action, AgentError, AgentEvent, 
 from flota.virtual.agents.aws_ota.transfer import DataPath, HttpPath, MqttPath, Transfer
 
 CONTROL_QOS: Final = 1
+NO_BUFFERS: Final = "No OTA data buffers available."
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class OtaAgentCore:
         self._momentum = 0
         self._blocks_to_come = 0
         self._requests = 0
+        self._in_work = 0
         self._actions: dict[Action, Callable[[bytes], Awaitable[bool]]] = {
             Action.START: self._start,
             Action.REQUEST_JOB: self._request_job,
@@ -106,8 +108,17 @@ class OtaAgentCore:
         """Whether `work_off` has something to do."""
         return bool(self._queue)
 
+    @property
+    def buffers_in_use(self) -> int:
+        """How many messages wait or are being worked off: each has a buffer of its own until then."""
+        return self._in_work + sum(1 for queued in self._queue if queued.payload)
+
     def signal(self, event: AgentEvent, payload: bytes = b"") -> bool:
-        """Put an event into the queue; False if it is full, and the event lost."""
+        """Put an event into the queue; False if that is full, or no buffer is free for its payload: it is lost then."""
+        limit = self._build.data_buffers
+        if payload and limit is not None and self.buffers_in_use >= limit:
+            self._ports.app.tell(NO_BUFFERS)
+            return False
         if len(self._queue) >= EVENT_QUEUE_MAX:
             self._ports.app.tell(f"the event queue is full: {event} is lost")
             return False
@@ -117,7 +128,10 @@ class OtaAgentCore:
     async def work_off(self) -> None:
         """Take event after event until the queue is empty or the agent has stopped."""
         while self._queue and not self.has_stopped:
-            await self._step(self._queue.popleft())
+            queued = self._queue.popleft()
+            self._in_work = 1 if queued.payload else 0
+            await self._step(queued)
+            self._in_work = 0
 
     async def _step(self, queued: QueuedEvent) -> None:
         found = transition(self.state, queued.event)
@@ -244,6 +258,7 @@ class OtaAgentCore:
         return AgentError.SAME_FIRMWARE_VERSION if same else AgentError.DOWNGRADE_NOT_ALLOWED
 
     async def _self_test(self, _: bytes) -> bool:
+        self._ports.app.tell("Beginning self-test.")
         if not self._platform_in_self_test():
             await self._set_image_state(ImageState.REJECTED, AgentError.IMAGE_STATE_MISMATCH)
             await self._ports.pal.reset("the job is in self-test, the platform is not")

@@ -46,7 +46,8 @@ class AgentBuild:
     """How the firmware was built: the settings of `ota_config.h`. Block size in bytes, a power of two from 256 up.
 
     `request_wait_s` is how long it waits for an answer before it asks again; `self_test_s` how long a new image may
-    go without being accepted.
+    go without being accepted. `data_buffers` is how many messages it holds that are not worked off yet, None: as many
+    as its queue has room for; `packet_max_bytes` the longest MQTT packet that its network buffer takes, None: any.
     """
 
     block_size: int = 4096
@@ -59,6 +60,8 @@ class AgentBuild:
     self_test_s: float = 16.0
     bitmap_bytes: int = BITMAP_BYTES_MAX
     momentum: int = REQUEST_MOMENTUM_MAX
+    data_buffers: int | None = None
+    packet_max_bytes: int | None = None
 
     @property
     def file_max_bytes(self) -> int:

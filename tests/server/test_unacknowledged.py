@@ -1,0 +1,63 @@
+"""What the kernel says of connections of this machine."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from flota.server.unacknowledged import Connection
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sock_diag is Linux's")
+
+SENT = bytes(3 << 20)
+
+
+@contextmanager
+def connected(listens: str, host: str) -> Iterator[tuple[socket.socket, socket.socket, dict[str, object]]]:
+    """Give the server's and the client's end, and what an ASGI server says of the connection."""
+    family = socket.AF_INET6 if ":" in listens else socket.AF_INET
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.socket(family))
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listening.bind((listens, 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        client = stack.enter_context(socket.create_connection((host, port)))
+        server, peer = listening.accept()
+        stack.enter_context(server)
+        server.setblocking(False)
+        yield server, client, {"client": (peer[0], str(peer[1])), "server": (listens, str(port))}
+
+
+@pytest.mark.parametrize(
+    ("listens", "host"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1"), ("::1", "::1")]
+)
+def test_what_a_peer_has_not_taken_is_told_until_it_leaves(listens: str, host: str) -> None:
+    with connected(listens, host) as (server, client, scope):
+        connection = Connection.of(scope)
+        assert connection is not None
+        assert connection.unacknowledged() == 0
+        sent = server.send(SENT)
+        assert 0 < (connection.unacknowledged() or 0) <= sent
+        client.close()
+        assert connection.unacknowledged() is None
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        {},
+        {"client": None, "server": ("127.0.0.1", 80)},
+        {"client": ("192.0.2.1", "1"), "server": ("flota.test", 80)},
+        {"client": ("127.0.0.1", "1"), "server": ("127.0.0.1", "1")},
+        {"client": ("/run/peer", None), "server": ("/run/flota", None)},
+        {"client": ("127.0.0.1", "70000"), "server": ("127.0.0.1", "80")},
+    ],
+)
+def test_nothing_is_told_of_a_connection_that_is_not_there(scope: dict[str, object]) -> None:
+    assert Connection.of(scope) is None
