@@ -387,7 +387,7 @@ async def test_if_range_takes_the_etag_or_the_date_of_the_same_file_only(fleet: 
     ):
         answer = await fleet.client.get(path, headers={"range": "bytes=5-", "if-range": value})
         assert answer.status_code == status, value
-    for ranges in ("bytes=0-1,4-5", "bytes=5-2", "bytes=x", f"bytes={len(whole.content)}-"):
+    for ranges in ("bytes=0-4,4-5", "bytes=0-1,5-2", "bytes=5-2", "bytes=x", f"bytes={len(whole.content)}-"):
         answer = await fleet.client.get(path, headers={"range": ranges})
         assert (answer.status_code, answer.content) == (416, b""), ranges
         assert answer.headers["content-range"] == f"bytes */{len(whole.content)}"

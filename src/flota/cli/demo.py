@@ -44,7 +44,7 @@ def demo(
     """
     from flota.cli.demo_screen import live_screen
     from flota.cli.with_parent import leave_on_signals
-    from flota.lab.demo import Demo
+    from flota.lab.demo import Demo, DemoFailed
 
     if directory is not None and directory.exists() and any(directory.iterdir()):
         warn(f"error: {directory} is not empty\n  Name a new directory: the demo starts from nothing.")
@@ -53,7 +53,12 @@ def demo(
     root = directory or Path(tempfile.mkdtemp(prefix="flota-demo-"))
     with contextlib.ExitStack() as stack:
         if directory is None:
-            stack.callback(shutil.rmtree, root, ignore_errors=True)
+
+            def remove(kind: type[BaseException] | None, _error: object, _traceback: object) -> None:
+                if kind is not DemoFailed:  # its message names the log
+                    shutil.rmtree(root, ignore_errors=True)
+
+            stack.push(remove)
         screen = stack.enter_context(live_screen(quiet=as_json))
         show = Demo(root, screen, speed=speed)
         server = stack.enter_context(show.server())

@@ -44,6 +44,7 @@ SCHEMAS: Final = (
     schemas.GatewayToken,
     schemas.GatewayTokenPage,
     schemas.ImportAnswer,
+    schemas.Ping,
     thing_schemas.ProvisioningTemplate,
     thing_schemas.ProvisioningTemplatePage,
     thing_schemas.RegisteredThing,
