@@ -21,8 +21,8 @@ RANGE_HEADER_MAX_LEN: Final = 128
 """Characters; two numbers of 19 digits need 46. A longer header is several ranges or an attack."""
 
 RANGES_MAX: Final = 10
-"""Ranges of one request; that many fit into the longest header. hawkBit answers several ranges in parts, and its clients
-may count on it; a device route that answers one range alone is safer still. Few, and none over another, is both."""
+"""Ranges of one request; that many fit into the longest header. hawkBit answers several ranges in parts, and
+its clients may count on it; a device route that answers one range alone is safer. Few, without overlaps, is both."""
 
 PARTS_BOUNDARY: Final = "THIS_STRING_SEPARATES_MULTIPART"
 """hawkBit's, always the same."""
