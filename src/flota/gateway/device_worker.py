@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 from dataclasses import replace
 from typing import Final
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -21,6 +20,7 @@ from flota.gateway.driver import AdoptedDevice, LastHopDriver
 from flota.gateway.journal import UpdateRecord
 from flota.gateway.judgement import judge_offer
 from flota.gateway.last_hop import LastHop
+from flota.gateway.server_links import own_link
 from flota.gateway.sign_of_life import await_sign_of_life
 from flota.gateway.update_states import MAY_PUSH, Happening, Stage
 from flota.gateway.workshop import Workshop
@@ -37,7 +37,6 @@ from flota.protocols.ddi import (
     PollAnswer,
     action_id_of,
 )
-from flota.protocols.peer_text import clean_text
 from flota.transports.ddi_link import DdiLink
 from flota.transports.download import DigestMismatch, DownloadFailed, LengthMismatch, NotOffered
 
@@ -131,16 +130,7 @@ class DeviceWorker:
             self._desk.say_once("waits-for-confirmation", "somebody has to confirm the update at the server")
 
     def _own(self, href: str) -> str:
-        """Return a link of the server. Raises `Refused` for one to elsewhere: our token would go with it."""
-        link, server = urlsplit(href), urlsplit(self._shop.server)
-        if (link.scheme, link.netloc.lower()) != (server.scheme, server.netloc.lower()):
-            raise Refused(
-                "the server's link leads to another address",
-                expected=f"{server.scheme}://{server.netloc}",
-                found=clean_text(f"{link.scheme}://{link.netloc}"),
-                hint="Give the gateway the address that devices are given (--public-url of the server).",
-            )
-        return href
+        return own_link(self._shop.server, href, asker="gateway")
 
     def _attributes(self) -> dict[str, str | None]:
         device, entry = self.device, self._desk.entry

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
-from urllib.parse import urlsplit
 
 from flota.errors import FlotaError, Refused, StorageFull, Unauthenticated
 from flota.gateway.artifact_cache import ArtifactCache, Source
@@ -20,6 +19,7 @@ from flota.gateway.ncp_fetches import after_failure, counted
 from flota.gateway.ncp_journal import NcpJob
 from flota.gateway.ncp_settings import DRIVER
 from flota.gateway.ncp_update_desk import REASON_MAX_LEN, judge_deployment, ready_job
+from flota.gateway.server_links import own_link
 from flota.protocols.blynk.ncp_job import JobEnded, Outcome
 from flota.protocols.blynk.ncp_states import UpdateState
 from flota.protocols.ddi import (
@@ -129,16 +129,7 @@ class NcpServerSide:
             self._desk.say_once("waits-for-confirmation", "somebody has to confirm the update at the server")
 
     def _own(self, href: str) -> str:
-        """Return a link of the server. Raises `Refused` for one to elsewhere: our token would go with it."""
-        link, server = urlsplit(href), urlsplit(self._server)
-        if (link.scheme, link.netloc.lower()) != (server.scheme, server.netloc.lower()):
-            raise Refused(
-                "the server's link leads to another address",
-                expected=f"{server.scheme}://{server.netloc}",
-                found=clean_text(f"{link.scheme}://{link.netloc}"),
-                hint="Give the NCP the address that devices are given (--public-url of the server).",
-            )
-        return href
+        return own_link(self._server, href, asker="NCP")
 
     def _attributes(self) -> dict[str, str | None]:
         device, record = self._desk.device, self._desk.record
