@@ -110,3 +110,8 @@ class Device:
     """DDI: whether the `configData` link is shown."""
     auto_confirm: AutoConfirmation | None = None
     identity_conflict: IdentityConflict | None = None
+
+    @property
+    def confirms_itself(self) -> bool:
+        """Whether it has agreed beforehand to whatever comes."""
+        return self.auto_confirm is not None

@@ -70,13 +70,17 @@ _ESCAPE: Final = "device:"
 class JobExecution:
     """An execution under the id of its job. A rollout is a job; it offers a device one execution.
 
-    `may_start`: its rollout is active and its release published.
+    `may_start`: its rollout is active and its release published. `type_name`, `labels` and `confirms_itself` are the
+    device's: what of it decides whether it is shown the job.
     """
 
     execution: Execution
     job_id: str
     policy: RolloutPolicy
     may_start: bool
+    type_name: str
+    labels: Mapping[str, str]
+    confirms_itself: bool
 
 
 EXECUTION_NUMBER: Final = 1

@@ -90,11 +90,29 @@ class NewCertificate:
 
 
 @dataclass(frozen=True, slots=True)
-class ThingCertificate:
-    """A known certificate. `device_name` is None for claims and for those that wait for their thing.
+class HeldCertificate:
+    """What of a certificate has to be known of each device that connects: tens of thousands of these are kept.
 
     `ends_at`: it was replaced, and works until then, or until its successor is used.
     """
+
+    fingerprint: str
+    purpose: CertificatePurpose
+    status: CertificateStatus
+    not_before: datetime
+    not_after: datetime
+    template_name: str | None = None
+    ends_at: datetime | None = None
+
+    def is_good(self, *, now: datetime) -> bool:
+        """Whether it lets its holder in now."""
+        replaced = self.ends_at is not None and now >= self.ends_at
+        return self.status is CertificateStatus.ACTIVE and self.not_before <= now < self.not_after and not replaced
+
+
+@dataclass(frozen=True, slots=True)
+class ThingCertificate:
+    """A known certificate. `device_name` is None for claims and for those that wait for their thing."""
 
     id: int
     fingerprint: str
@@ -112,10 +130,22 @@ class ThingCertificate:
     ends_at: datetime | None = None
     ownership_until: datetime | None = None
 
+    @property
+    def held(self) -> HeldCertificate:
+        """What is looked at when a device shows it."""
+        return HeldCertificate(
+            self.fingerprint,
+            self.purpose,
+            self.status,
+            self.not_before,
+            self.not_after,
+            self.template_name,
+            self.ends_at,
+        )
+
     def is_good(self, *, now: datetime) -> bool:
         """Whether it lets its holder in now."""
-        replaced = self.ends_at is not None and now >= self.ends_at
-        return self.status is CertificateStatus.ACTIVE and self.not_before <= now < self.not_after and not replaced
+        return self.held.is_good(now=now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +172,7 @@ class CertificateHolder:
     """
 
     tenant_id: int
-    certificate: ThingCertificate
+    certificate: HeldCertificate
     device: Device | None = None
     ends_others: bool = False
 

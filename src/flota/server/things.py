@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from flota.fleet.storage import Storage, Transaction
 
 REMEMBERED_MAX: Final = 50_000
-"""Holders kept in memory, some 2 KiB each: a device that comes back soon is not looked up again."""
+"""Holders kept in memory, some 1.5 KiB each: a device that comes back soon is not looked up again."""
 
 ROTATION_OVERLAP_MAX: Final = timedelta(days=365)
 CERTIFICATES_PER_DEVICE_MAX: Final = 10
@@ -123,12 +123,16 @@ class ThingCertificates:
         storage.on_change(self._forget)
 
     async def thing_of_certificate(self, der: bytes) -> CertificateHolder | None:
-        """Return whom a certificate stands for that a TLS handshake has proven; None if it lets nobody in.
+        """Return whom a certificate stands for that a TLS handshake has proven; None if it lets nobody in."""
+        return await self.thing_of_fingerprint(fingerprint_of(der))
 
-        That is: unknown, revoked, waiting for its thing, over, replaced, or its device is removed. Whether the device
-        is accepted is the caller's to judge. The first use of a rotated certificate revokes those before it.
+    async def thing_of_fingerprint(self, fingerprint: str) -> CertificateHolder | None:
+        """Return the same for the certificate's fingerprint (hex SHA-256 of its DER form).
+
+        Nobody is let in by one that is unknown, revoked, waiting for its thing, over or replaced, or whose device is
+        removed. Whether the device is accepted is the caller's to judge. The first use of a rotated certificate revokes
+        those before it.
         """
-        fingerprint = fingerprint_of(der)
         now = self._now()
         holder = self._remembered_holder(fingerprint, now)
         if holder is None:

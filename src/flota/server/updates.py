@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from flota.errors import NotFound, VersionMismatch
 from flota.fleet.devices import Device, DeviceType, IdentityConflict
@@ -81,8 +81,22 @@ DENIED: Final = "denied"
 """Values of the detail `confirmation`: what the device answered when it was asked."""
 
 
+class Taker(Protocol):
+    """What of a device decides what it is shown of an execution: a `Device`, or a job with what it needs of one."""
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Its labels: there its time zone is."""
+        ...
+
+    @property
+    def confirms_itself(self) -> bool:
+        """Whether it has agreed beforehand."""
+        ...
+
+
 def showing_of(
-    execution: Execution, policy: RolloutPolicy, device_type: DeviceType, device: Device, *, now: datetime
+    execution: Execution, policy: RolloutPolicy, device_type: DeviceType, device: Taker, *, now: datetime
 ) -> Showing:
     """Return what the device is shown of an execution whose turn it is, at `now`."""
     rules = rules_for(
@@ -95,7 +109,7 @@ def showing_of(
         download_ahead=device_type.download_ahead,
         device_zone=device.labels.get(ZONE_LABEL, ""),
     )
-    agreed = execution.details.get(CONFIRM_DETAIL) == CONFIRMED or device.auto_confirm is not None
+    agreed = execution.details.get(CONFIRM_DETAIL) == CONFIRMED or device.confirms_itself
     return show_update(rules, agreed=agreed, now=now)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, cast
 
 import structlog
@@ -313,6 +314,8 @@ class ServedConnection(asyncio.Protocol):
             self._transport.close()
             return
         self._identity = outcome
+        if self._peer.certificate is not None:
+            self._peer = replace(self._peer, certificate=None)
         self._client_id = connect.client_id or endpoint.new_client_id()
         endpoint.counters.admitted += 1
         endpoint.count_admitted(1)

@@ -24,6 +24,13 @@ TICKETS: Final = 1
 RECORD_MAX_BYTES: Final = 16 * 1024
 """Plain bytes of one TLS record (RFC 8446 5.1)."""
 
+SHAKEN_MAX_BYTES: Final = 512
+"""Bytes of a handshake that OpenSSL is given at a time. Its memory BIOs keep the room that they have needed once for as
+long as the connection lasts: so none of them ever needs much (docs/adr/0017-own-mqtt-endpoint.md)."""
+
+PIECE_MAX_BYTES: Final = 4096 + 256
+"""The same after the handshake, both ways: a block of 4 KiB and its head are one record."""
+
 
 def server_context(certificate: Path, key: Path, authorities: bytes = b"") -> ssl.SSLContext:
     """Return a context for TLS 1.2 and above with these PEM files.
@@ -92,11 +99,16 @@ class TlsShell(asyncio.Transport, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Decrypt, or go on with the handshake."""
-        self._incoming.write(data)
-        if self._on_end is not None:
-            self._shake()
-        else:
-            self._deliver()
+        at, size = 0, len(data)
+        while at < size and not self.is_closing():
+            is_shaking = self._on_end is not None
+            until = at + (SHAKEN_MAX_BYTES if is_shaking else PIECE_MAX_BYTES)
+            self._incoming.write(data if at == 0 and until >= size else data[at:until])
+            at = until
+            if is_shaking:
+                self._shake()
+            else:
+                self._deliver()
 
     def eof_received(self) -> bool:
         """Close: half a TLS connection is of no use."""
@@ -124,14 +136,18 @@ class TlsShell(asyncio.Transport, asyncio.Protocol):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt and send."""
-        if self._raw is None or self._raw.is_closing():
+        raw = self._raw
+        if raw is None or raw.is_closing():
             return
+        sealed = []
         try:
-            self._tls.write(data)
+            for start in range(0, len(data), PIECE_MAX_BYTES):
+                self._tls.write(data if len(data) <= PIECE_MAX_BYTES else data[start : start + PIECE_MAX_BYTES])
+                sealed.append(self._outgoing.read())
         except ssl.SSLError:
-            self._raw.abort()
+            raw.abort()
             return
-        self._send()
+        raw.writelines(sealed)
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         """Encrypt and send, in as few records as possible."""

@@ -14,7 +14,7 @@ from flota.errors import InvalidInput
 from flota.protocols.mqtt.packets import Connect
 from flota.transports.mqtt_client import MqttLink, MqttLinkLost, open_mqtt
 from flota.transports.mqtt_server import MqttServerLimits
-from flota.transports.mqtt_tls import server_context
+from flota.transports.mqtt_tls import PIECE_MAX_BYTES, TlsShell, server_context
 from tests.transports.mqtt.desk import Authorities, Certified, Served, certify, make_authorities, serving
 from tests.transports.mqtt.test_server import until
 
@@ -138,6 +138,64 @@ async def test_large_answers_come_whole_and_in_order(authorities: Authorities, d
             count = min(20, (1 << 20) // size)  # more than a session may hold is dropped
             await ann.publish("desk/ann/blocks", b"%d,%d" % (count, size))
             assert {len((await ann.receive()).payload) for _ in range(count)} == {size}
+
+
+class Wire(asyncio.Transport):
+    """A plain transport whose bytes wait to be handed to the other side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = bytearray()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.sent += data
+
+    def is_closing(self) -> bool:
+        return False
+
+    def take(self) -> bytes:
+        sent, self.sent = bytes(self.sent), bytearray()
+        return sent
+
+
+class Heard(asyncio.Protocol):
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+
+
+def records(stream: bytes) -> list[int]:
+    """Return the sizes of the TLS records in a stream (RFC 8446 5.1)."""
+    found, at = [], 0
+    while at < len(stream):
+        found.append(int.from_bytes(stream[at + 3 : at + 5], "big"))
+        at += 5 + found[-1]
+    return found
+
+
+async def test_openssl_is_given_little_at_a_time_because_its_buffers_never_shrink(authorities: Authorities) -> None:
+    heard, ends = Heard(), list[Exception | None]()
+    wires = Wire(), Wire()
+    shells = (
+        TlsShell(authorities.client_context(), Heard(), on_end=lambda _, e: ends.append(e), server_side=False,
+                 server_name="localhost"),
+        TlsShell(authorities.server_context(), heard, on_end=lambda _, e: ends.append(e), server_side=True),
+    )  # fmt: skip
+    for shell, wire in zip(shells, wires, strict=True):
+        shell.connection_made(wire)
+    while len(ends) < 2:
+        for wire, other in zip(wires, reversed(shells), strict=True):
+            if sent := wire.take():
+                other.data_received(sent)
+    assert ends == [None, None]
+    message = bytes(range(256)) * 512
+    shells[0].writelines([message[:100], message[100:]])
+    sent = wires[0].take()
+    assert max(records(sent)) <= PIECE_MAX_BYTES + 64
+    shells[1].data_received(sent)
+    assert heard.data == message
 
 
 async def test_connections_that_fail_at_the_client_are_no_harm(authorities: Authorities, device: Certified) -> None:

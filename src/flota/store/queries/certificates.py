@@ -191,7 +191,7 @@ class CertificateQueries(DeviceQueries, TemplateQueries):
         return {
             row.fingerprint: CertificateHolder(
                 tenant_id=row.tenant_id,
-                certificate=_certificate(row),
+                certificate=_certificate(row).held,
                 device=live.get(row.device_id),
                 ends_others=row.device_id in replaced and row.ends_at is None,
             )

@@ -23,9 +23,38 @@ from flota.store.queries.device_types import DeviceTypeQueries
 from flota.store.queries.executions import ExecutionQueries
 from flota.store.tables import device_types, devices, executions, rollout_devices
 
-_SELECT_DEVICE: Final = sa.select(devices, device_types.c.name.label("type_name")).join(
-    device_types, device_types.c.id == devices.c.type_id
+DEVICE_COLUMNS: Final[tuple[sa.ColumnElement[Any], ...]] = (
+    devices.c.id,
+    devices.c.name,
+    device_types.c.name.label("type_name"),
+    devices.c.state,
+    devices.c.mac,
+    devices.c.running_version,
+    devices.c.running_hash,
+    devices.c.running_md5,
+    devices.c.attributes,
+    devices.c.labels,
+    devices.c.last_seen_at,
+    devices.c.last_route,
+    devices.c.address,
+    devices.c.created_at,
+    devices.c.attributes_requested,
+    devices.c.auto_confirm,
+    devices.c.identity_conflict,
 )
+"""The fields of `Device`, in their order: a row is taken apart by position, at a fraction of the cost of names."""
+_NAMES: Final = [column.key for column in DEVICE_COLUMNS]
+_STATE: Final = _NAMES.index("state")
+_AUTO_CONFIRM: Final = _NAMES.index("auto_confirm")
+_CONFLICT: Final = _NAMES.index("identity_conflict")
+
+_SELECT_DEVICE: Final[sa.Select[Any]] = sa.select(
+    *DEVICE_COLUMNS,
+    devices.c.token_sha256,
+    devices.c.previous_token_sha256,
+    devices.c.previous_token_until,
+    devices.c.tenant_id,
+).join(device_types, device_types.c.id == devices.c.type_id)
 
 _KNOWN: Final = _SELECT_DEVICE.where(
     devices.c.tenant_id == sa.bindparam("tenant_id"),
@@ -433,30 +462,18 @@ def _clauses(condition: DeviceFilter) -> list[list[sa.ColumnElement[bool]]]:
 
 
 def _known_device(row: sa.Row[Any]) -> KnownDevice:
-    shown = DeviceCredentials(row.token_sha256, row.previous_token_sha256, row.previous_token_until)
-    return KnownDevice(_device(row), shown)
+    start = len(DEVICE_COLUMNS)
+    return KnownDevice(_device(row), DeviceCredentials(*row[start : start + 3]))
 
 
 def _device(row: sa.Row[Any]) -> Device:
-    return Device(
-        id=row.id,
-        name=row.name,
-        type_name=row.type_name,
-        state=DeviceState(row.state),
-        mac=row.mac,
-        running_version=row.running_version,
-        running_hash=row.running_hash,
-        running_md5=row.running_md5,
-        attributes=row.attributes,
-        labels=row.labels,
-        last_seen_at=row.last_seen_at,
-        last_route=row.last_route,
-        address=row.address,
-        created_at=row.created_at,
-        attributes_requested=row.attributes_requested,
-        auto_confirm=None if row.auto_confirm is None else _auto_confirmation(row.auto_confirm),
-        identity_conflict=None if row.identity_conflict is None else _identity_conflict(row.identity_conflict),
-    )
+    values = list(row[: len(DEVICE_COLUMNS)])
+    values[_STATE] = DeviceState(values[_STATE])
+    if values[_AUTO_CONFIRM] is not None:
+        values[_AUTO_CONFIRM] = _auto_confirmation(values[_AUTO_CONFIRM])
+    if values[_CONFLICT] is not None:
+        values[_CONFLICT] = _identity_conflict(values[_CONFLICT])
+    return Device(*values)
 
 
 def _as_json(activation: AutoConfirmation) -> dict[str, str]:

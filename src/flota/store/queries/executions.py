@@ -30,9 +30,30 @@ from flota.store.failures import is_unique_violation
 from flota.store.queries.base import Queries
 from flota.store.tables import devices, execution_events, executions, releases, rollouts
 
-SELECT_EXECUTION: Final = sa.select(executions, devices.c.name.label("device_name")).join(
-    devices, devices.c.id == executions.c.device_id
+EXECUTION_COLUMNS: Final[tuple[sa.ColumnElement[Any], ...]] = (
+    executions.c.id,
+    executions.c.rollout_id,
+    executions.c.device_id,
+    devices.c.name.label("device_name"),
+    executions.c.release_id,
+    executions.c.wave,
+    executions.c.state,
+    executions.c.version,
+    executions.c.created_at,
+    executions.c.changed_at,
+    executions.c.basis,
+    executions.c.details,
+    executions.c.started_at,
+    executions.c.finished_at,
+    executions.c.cancel_requested_at,
+    executions.c.step_expires_at,
 )
+"""The fields of `Execution`, in their order: a row is taken apart by position, at a fraction of the cost of names."""
+_NAMES: Final = [column.key for column in EXECUTION_COLUMNS]
+_STATE: Final = _NAMES.index("state")
+_BASIS: Final = _NAMES.index("basis")
+
+SELECT_EXECUTION: Final = sa.select(*EXECUTION_COLUMNS).join(devices, devices.c.id == executions.c.device_id)
 
 _WRITTEN: Final = (
     "state",
@@ -375,22 +396,9 @@ def _written(execution: Execution) -> dict[str, object]:
 
 
 def execution_of(row: sa.Row[Any]) -> Execution:
-    """Return the execution in a row of `SELECT_EXECUTION`."""
-    return Execution(
-        id=row.id,
-        rollout_id=row.rollout_id,
-        device_id=row.device_id,
-        device_name=row.device_name,
-        release_id=row.release_id,
-        wave=row.wave,
-        state=ExecutionState(row.state),
-        version=row.version,
-        created_at=row.created_at,
-        changed_at=row.changed_at,
-        basis=None if row.basis is None else Basis(row.basis),
-        details=row.details,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        cancel_requested_at=row.cancel_requested_at,
-        step_expires_at=row.step_expires_at,
-    )
+    """Return the execution in a row that begins with `EXECUTION_COLUMNS`."""
+    values = list(row[: len(EXECUTION_COLUMNS)])
+    values[_STATE] = ExecutionState(values[_STATE])
+    if values[_BASIS] is not None:
+        values[_BASIS] = Basis(values[_BASIS])
+    return Execution(*values)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from flota.errors import VersionMismatch
 from flota.fleet.devices import DeviceState
-from flota.fleet.executions import OPEN_STATES, ExecutionState
+from flota.fleet.executions import OPEN_STATES, Execution, ExecutionState
 from flota.fleet.job_executions import JobExecution, unnamed_job_id
 from flota.fleet.releases import ReleaseState
 from flota.fleet.rollouts import RolloutPolicy, RolloutState
@@ -19,9 +19,9 @@ from flota.fleet.scope import Scope
 from flota.fleet.things import JOB_ID_PREFIX
 from flota.store.change_notes import concerning
 from flota.store.queries.base import in_batches
-from flota.store.queries.executions import OF_DEVICES, SELECT_EXECUTION, execution_of
+from flota.store.queries.executions import EXECUTION_COLUMNS, OF_DEVICES, SELECT_EXECUTION, execution_of
 from flota.store.queries.rollouts import RolloutQueries, policy_of
-from flota.store.tables import devices, executions, releases, rollouts
+from flota.store.tables import device_types, devices, executions, releases, rollouts
 
 _POLICY_COLUMNS: Final = (
     "abort_after_failures",
@@ -37,13 +37,17 @@ _POLICY_COLUMNS: Final = (
 
 _SELECT_JOB: Final = (
     SELECT_EXECUTION.add_columns(
-        *(rollouts.c[name] for name in _POLICY_COLUMNS),
         rollouts.c.job_id,
         rollouts.c.state.label("rollout_state"),
         releases.c.state.label("release_state"),
+        device_types.c.name.label("type_name"),
+        devices.c.labels,
+        devices.c.auto_confirm.is_not(None).label("confirms_itself"),
+        *(rollouts.c[name] for name in _POLICY_COLUMNS),
     )
     .join(rollouts, rollouts.c.id == executions.c.rollout_id)
     .join(releases, releases.c.id == executions.c.release_id)
+    .join(device_types, device_types.c.id == devices.c.type_id)
 )
 
 _OPEN_JOBS: Final = _SELECT_JOB.where(
@@ -76,10 +80,11 @@ class JobQueries(RolloutQueries):
         for batch in in_batches(device_ids):
             asked = {"tenant_id": scope.tenant_id, "device_ids": batch}
             for row in (await self._connection.execute(_OPEN_JOBS, asked)).all():
-                policy = policies.get(row.rollout_id)
+                execution = execution_of(row)
+                policy = policies.get(execution.rollout_id)
                 if policy is None:
-                    policy = policies[row.rollout_id] = policy_of(row)
-                found[row.device_id].append(_job(row, policy))
+                    policy = policies[execution.rollout_id] = policy_of(row)
+                found[execution.device_id].append(_job(row, execution, policy))
         return found
 
     async def job_of_device(self, scope: Scope, device_id: int, job_id: str) -> JobExecution | None:
@@ -99,7 +104,7 @@ class JobQueries(RolloutQueries):
             .order_by(executions.c.id.desc())
             .limit(1)
         )
-        return None if row is None else _job(row, policy_of(row))
+        return None if row is None else _job(row, execution_of(row), policy_of(row))
 
     async def set_step_timer(
         self, scope: Scope, execution_id: int, expected_version: int, expires_at: datetime | None
@@ -123,11 +128,10 @@ class JobQueries(RolloutQueries):
             raise VersionMismatch(f"execution {execution_id} has moved on", expected=f"version {expected_version}")
 
 
-def _job(row: sa.Row[Any], policy: RolloutPolicy) -> JobExecution:
-    may_start = row.rollout_state == RolloutState.ACTIVE.value and row.release_state == ReleaseState.PUBLISHED.value
+def _job(row: sa.Row[Any], execution: Execution, policy: RolloutPolicy) -> JobExecution:
+    start = len(EXECUTION_COLUMNS)
+    job_id, rollout_state, release_state, type_name, labels, confirms_itself = row[start : start + 6]
+    may_start = rollout_state == RolloutState.ACTIVE.value and release_state == ReleaseState.PUBLISHED.value
     return JobExecution(
-        execution=execution_of(row),
-        job_id=row.job_id or unnamed_job_id(row.rollout_id),
-        policy=policy,
-        may_start=may_start,
+        execution, job_id or unnamed_job_id(execution.rollout_id), policy, may_start, type_name, labels, confirms_itself
     )

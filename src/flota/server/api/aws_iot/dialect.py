@@ -306,7 +306,7 @@ class AwsIot:
         if device.state is DeviceState.REFUSED or not is_thing_name(device.name):
             return ConnectReturn.NOT_AUTHORISED
         scope = device_scope(Scope(holder.tenant_id, AWS_IOT_ROUTE), device)
-        return ThingIdentity(scope, device, certificate=certificate)
+        return ThingIdentity(scope, device, certificate_sha256=holder.certificate.fingerprint)
 
     async def _operator(self, secret: str) -> Identity | ConnectReturn:
         if not self._context.settings.aws_iot_events:
@@ -335,7 +335,7 @@ class AwsIot:
             return thing.device.id == known.device.id
         if thing.token_sha256 is not None:
             return token_shown(known.credentials, thing.token_sha256, now=self._context.now()) is not None
-        holder = await self._context.things.thing_of_certificate(thing.certificate or b"")
+        holder = await self._context.things.thing_of_fingerprint(thing.certificate_sha256 or "")
         return holder is not None and holder.device is not None and holder.device.id == thing.device.id
 
 

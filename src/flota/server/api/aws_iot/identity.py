@@ -23,14 +23,14 @@ EVENTS_PREFIX: Final = "$aws/events/"
 class ThingIdentity:
     """A thing; `scope` is its own. `device` is as it was when it connected.
 
-    It showed a token with the hex SHA-256 `token_sha256`, or `certificate` (DER); or another broker let it in and
-    vouches for its name, `by_broker`.
+    It showed a token with the hex SHA-256 `token_sha256`, or a certificate with the fingerprint `certificate_sha256`;
+    or another broker let it in and vouches for its name, `by_broker`.
     """
 
     scope: Scope
     device: Device
     token_sha256: str | None = None
-    certificate: bytes | None = None
+    certificate_sha256: str | None = None
     by_broker: bool = False
 
     @property

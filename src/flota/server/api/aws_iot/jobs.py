@@ -7,7 +7,7 @@ Source: docs/reference/aws-iot.md, "Jobs".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -97,7 +97,7 @@ class JobsApi:
         self._documents = documents
         self._rates = DeviceRates(refill_per_s=REQUESTS_PER_S, burst=REQUESTS_BURST)
         self._turns = Turns()
-        self._reads: Gathered[str, PendingJobs] = Gathered(context.storage.read_at_once, self._read)
+        self._reads: Gathered[int, PendingJobs] = Gathered(context.storage.read_at_once, self._read)
         self._operations = {
             JobsOperation.GET_PENDING: self._get_pending,
             JobsOperation.START_NEXT: self._start_next,
@@ -132,7 +132,7 @@ class JobsApi:
 
     async def pending(self, thing: ThingIdentity) -> PendingJobs:
         """Return what a thing is shown now."""
-        return await self._reads.get(thing.scope, thing.name) or NOTHING_PENDING
+        return await self._reads.get(thing.scope, thing.device.id) or NOTHING_PENDING
 
     def message(self, shown: ShownJob, *, thing: str, with_document: bool = True) -> ExecutionMessage:
         """Return a pending job as its thing is told of it, with a fresh document."""
@@ -172,7 +172,7 @@ class JobsApi:
     async def _start_next(self, thing: ThingIdentity, asked: JobsTopic, request: JobsRequest) -> bytes:
         async def start(transaction: Transaction) -> ShownJob | None:
             now = self._context.now()
-            shown = (await self._read(transaction, thing.scope, [thing.name])).get(thing.name, NOTHING_PENDING).next
+            shown = (await self._pending_in(transaction, thing)).next
             if shown is None:
                 return None
             execution, timer = shown.job.execution, step_timer(request.step_timeout, now=now)
@@ -217,7 +217,7 @@ class JobsApi:
                 thing.scope, execution.id, execution.version, self._change(execution, request, now=now), now=now
             )
             release = await transaction.release(thing.scope, execution.release_id)
-            return JobExecution(after, job.job_id, job.policy, job.may_start), release
+            return replace(job, execution=after), release
 
         try:
             done = await with_retries(self._context, update)
@@ -248,8 +248,7 @@ class JobsApi:
         )
 
     async def _is_shown(self, transaction: Transaction, thing: ThingIdentity, job: JobExecution) -> bool:
-        pending = (await self._read(transaction, thing.scope, [thing.name])).get(thing.name, NOTHING_PENDING)
-        return pending.find(job.job_id) is not None
+        return (await self._pending_in(transaction, thing)).find(job.job_id) is not None
 
     async def _past_its_time(
         self, transaction: Transaction, scope: Scope, execution: Execution, *, now: datetime
@@ -289,11 +288,14 @@ class JobsApi:
             raise FlotaError("the execution is gone")
         return job.execution
 
-    async def _read(self, transaction: Transaction, scope: Scope, names: Sequence[str]) -> Mapping[str, PendingJobs]:
-        known = await transaction.known_devices(scope, names)
-        devices = [one.device for one in known.values()]
-        pending = await read_pending(transaction, scope, devices, now=self._context.now())
-        return {device.name: pending[device.id] for device in devices if device.id in pending}
+    async def _read(
+        self, transaction: Transaction, scope: Scope, device_ids: Sequence[int]
+    ) -> Mapping[int, PendingJobs]:
+        return await read_pending(transaction, scope, device_ids, now=self._context.now())
+
+    async def _pending_in(self, transaction: Transaction, thing: ThingIdentity) -> PendingJobs:
+        device_id = thing.device.id
+        return (await self._read(transaction, thing.scope, [device_id])).get(device_id, NOTHING_PENDING)
 
     def _timestamp(self) -> int:
         return int(self._context.now().timestamp())

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 
-from flota.fleet.devices import Device, DeviceType
+from flota.fleet.devices import DeviceType
 from flota.fleet.executions import ExecutionState
 from flota.fleet.job_executions import JobExecution, end_of_time
 from flota.fleet.releases import Release
@@ -66,28 +67,24 @@ NOTHING_PENDING = PendingJobs()
 
 
 async def read_pending(
-    transaction: Transaction, scope: Scope, devices: Sequence[Device], *, now: datetime
+    transaction: Transaction, scope: Scope, device_ids: Sequence[int], *, now: datetime
 ) -> Mapping[int, PendingJobs]:
     """Return by device id what each is shown at `now`; devices without an open job are left out."""
-    found = await transaction.open_jobs(scope, [device.id for device in devices])
-    at_work = [device for device in devices if device.id in found]
-    release_ids = {job.execution.release_id for jobs in found.values() for job in jobs}
-    releases = {key: await transaction.release(scope, key) for key in release_ids}
-    types = {key: await transaction.device_type(scope, key) for key in {one.type_name for one in at_work}}
-    return {
-        device.id: shown_of(found[device.id], releases, device, types[device.type_name], now=now) for device in at_work
-    }
+    found = await transaction.open_jobs(scope, device_ids)
+    jobs = list(chain.from_iterable(found.values()))
+    releases = {key: await transaction.release(scope, key) for key in {job.execution.release_id for job in jobs}}
+    types = {key: await transaction.device_type(scope, key) for key in {job.type_name for job in jobs}}
+    return {device_id: shown_of(one, releases, types, now=now) for device_id, one in found.items()}
 
 
 def shown_of(
     jobs: Sequence[JobExecution],
     releases: Mapping[int, Release],
-    device: Device,
-    device_type: DeviceType,
+    types: Mapping[str, DeviceType],
     *,
     now: datetime,
 ) -> PendingJobs:
-    """Return which of the open `jobs` a device is shown at `now`, and until when that stays so by itself."""
+    """Return which of a device's open `jobs` it is shown at `now`, and until when that stays so by itself."""
     shown: list[ShownJob] = []
     moments: list[datetime] = []
     for job in jobs:
@@ -103,7 +100,7 @@ def shown_of(
             continue
         if release.expires_at is not None:
             moments.append(release.expires_at)
-        showing = showing_of(execution, job.policy, device_type, device, now=now)
+        showing = showing_of(execution, job.policy, types[job.type_name], job, now=now)
         if showing.valid_until is not None:
             moments.append(showing.valid_until)
         if showing.stage is Stage.TELL and showing.update is not Handling.SKIP:  # these devices cannot only download

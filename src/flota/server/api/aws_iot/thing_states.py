@@ -68,14 +68,6 @@ class ThingState:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What the database had of a thing."""
-
-    known: KnownDevice
-    pending: PendingJobs
-
-
-@dataclass(frozen=True, slots=True)
 class News:
     """What a thing is to be told: that its list has changed, that another execution is the next one, or both."""
 
@@ -100,7 +92,7 @@ class ThingStates:
         self._changed: dict[int, None] = {}
         self._doubtful: set[int] = set()
         self._woken = asyncio.Event()
-        self._reads: Gathered[str, Found] = Gathered(context.storage.read_at_once, self._read)
+        self._reads: Gathered[int, PendingJobs] = Gathered(context.storage.read_at_once, self._read)
         context.storage.on_change(self.note)
 
     def __len__(self) -> int:
@@ -141,8 +133,8 @@ class ThingStates:
 
     async def stream(self, state: ThingState, stream_id: str) -> OpenStream | None:
         """Return a stream that the thing may read, as the database says now."""
-        found = await self._reads.get(state.thing.scope, state.thing.name)
-        state.streams = _streams(state.thing, NOTHING_PENDING if found is None else found.pending)
+        pending = await self._reads.get(state.thing.scope, state.thing.device.id)
+        state.streams = _streams(state.thing, pending or NOTHING_PENDING)
         return state.streams.get(stream_id)
 
     def note(self, changes: Changes) -> None:
@@ -199,17 +191,31 @@ class ThingStates:
                     self._changed.update(dict.fromkeys(state.thing.device.id for state in batch))
 
     async def _tell_batch(self, batch: Sequence[ThingState]) -> None:
-        scope, names = batch[0].thing.scope, [state.thing.name for state in batch]
-        found = await self._context.storage.read_at_once(lambda transaction: self._read(transaction, scope, names))
+        doubtful = {state.thing.device.id for state in batch} & self._doubtful
+        self._doubtful -= doubtful  # whoever becomes doubtful from here on is looked at once more
+        try:
+            await self._tell_all(batch, doubtful)
+        except BaseException:
+            self._doubtful |= doubtful
+            raise
+
+    async def _tell_all(self, batch: Sequence[ThingState], doubtful: set[int]) -> None:
+        scope, ids = batch[0].thing.scope, [state.thing.device.id for state in batch]
+        is_shared = self._context.settings.is_database_shared  # another process may have removed any of them
+        unsure = [state.thing.name for state in batch if is_shared or state.thing.device.id in doubtful]
+
+        async def read(transaction: Transaction) -> tuple[Mapping[str, KnownDevice], Mapping[int, PendingJobs]]:
+            known = await transaction.known_devices(scope, unsure) if unsure else {}
+            return known, await self._read(transaction, scope, ids)
+
+        known, pending = await self._context.storage.read_at_once(read)
         for state in batch:
-            device_id = state.thing.device.id
-            one = found.get(state.thing.name)
-            if one is not None and one.known.device.id != device_id:
+            device_id, one = state.thing.device.id, known.get(state.thing.name)
+            if one is not None and one.device.id != device_id:
                 one = None  # removed, and registered again under this name
-            if one is None or device_id in self._doubtful:
-                self._doubtful.discard(device_id)
-                await self._recheck(state, None if one is None else one.known)
-            self._settle(state, NOTHING_PENDING if one is None else one.pending)
+            if device_id in doubtful or (is_shared and one is None):
+                await self._recheck(state, one)
+            self._settle(state, pending.get(device_id, NOTHING_PENDING))
 
     def _settle(self, state: ThingState, pending: PendingJobs) -> None:
         before, present = state.told, tuple(job.job.execution.id for job in pending.jobs)
@@ -223,15 +229,14 @@ class ThingStates:
             self._tell(state, news)
 
     async def _read_first(self, state: ThingState) -> None:
-        found = await self._reads.get(state.thing.scope, state.thing.name)
+        pending = await self._reads.get(state.thing.scope, state.thing.device.id)
         if state.told is None:
-            self._settle(state, NOTHING_PENDING if found is None else found.pending)
+            self._settle(state, pending or NOTHING_PENDING)
 
-    async def _read(self, transaction: Transaction, scope: Scope, names: Sequence[str]) -> Mapping[str, Found]:
-        known = await transaction.known_devices(scope, names)
-        devices = [one.device for one in known.values()]
-        pending = await read_pending(transaction, scope, devices, now=self._context.now())
-        return {name: Found(one, pending.get(one.device.id, NOTHING_PENDING)) for name, one in known.items()}
+    async def _read(
+        self, transaction: Transaction, scope: Scope, device_ids: Sequence[int]
+    ) -> Mapping[int, PendingJobs]:
+        return await read_pending(transaction, scope, device_ids, now=self._context.now())
 
     def _mark(self, device_id: int) -> None:
         self._changed[device_id] = None
