@@ -1,6 +1,6 @@
 """Polls of hawkBit clients: how many a second, how late, at what memory; server and fleet share this machine's CPUs.
 
-Run: python benchmarks/poll.py [--devices 10000] [--many 100000] [--rounds 3]. Beside each rate of unchanged polls
+Run: python benchmarks/poll.py [--devices 10000] [--many 100000] [--rounds 5]. Beside each rate of unchanged polls
 stands that of a handler on the same server that looks at nothing: their ratio is what the handling costs anywhere.
 """
 
@@ -23,7 +23,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,50 +83,83 @@ class Run:
         return f"{self.per_s:.0f}/s (CPU each: server {self.cpu_us:.0f} us, generator {self.generator_us:.0f} us)"
 
 
+@dataclass
+class Fleet:
+    """Devices that poll one server, and what came of it: pairs of a run, and one of the constant answer after it."""
+
+    server: Up
+    devices: int
+    pairs: list[tuple[Run, Run]] = field(default_factory=list)
+
+    @property
+    def per_s(self) -> float:
+        """The median rate."""
+        return statistics.median(one.per_s for one, _ in self.pairs)
+
+    def first_polls(self) -> None:
+        """Let each device poll for the first time since the start."""
+        first = run(self.server, plan_for(self.server.http, devices=self.devices, polls=self.devices))
+        print(f"{self.devices} devices: first polls after a start {first}, p99 {first.p99_ms:.0f} ms", flush=True)
+
+    def round(self, ceiling: Up) -> None:
+        """Poll again, then the constant answer in the same way."""
+        plan = plan_for(self.server.http, devices=self.devices, polls=max(POLLS, self.devices))
+        self.pairs.append((run(self.server, plan), run(ceiling, replace(plan, **address(ceiling.http)))))
+
+    def report(self) -> None:
+        """Print the figures of unchanged polls."""
+        p99 = statistics.median(one.p99_ms for one, _ in self.pairs)
+        ratio = statistics.median(one.per_s / other.per_s for one, other in self.pairs)
+        print(f"\n{self.devices} devices:", ", ".join(f"{one} : {other}" for one, other in self.pairs))
+        report("unchanged polls, kept alive", f"{self.per_s:.0f}/s", f">= {RATE_GOAL:.0f}/s", self.per_s >= RATE_GOAL)
+        report("    p99", f"{p99:.1f} ms", f"< {P99_GOAL_MS:.0f} ms", p99 < P99_GOAL_MS)
+        report("    of a constant answer", f"{ratio:.2f}", f">= {CEILING_GOAL}", ratio >= CEILING_GOAL)
+
+    def report_memory(self) -> None:
+        """Print what the server holds."""
+        resident = resident_mb(self.server.pid)
+        report("resident", f"{resident:.0f} MB", f"<= {RESIDENT_GOAL_MB:.0f} MB", resident <= RESIDENT_GOAL_MB)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, default=10_000)
     parser.add_argument("--many", type=int, default=100_000, help="the second fleet's devices; 0 leaves it out")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    with constant_answer() as ceiling:
-        few = unchanged(options.devices, ceiling, options.rounds, everything=True)
+    with constant_answer() as ceiling, flota_up(options.devices) as server:
+        few = Fleet(server, options.devices)
         if options.many:
-            many = unchanged(options.many, ceiling, options.rounds, everything=False)
-            ratio = many / few
-            report(
-                f"{options.many} devices against {options.devices}",
-                f"{ratio:.2f}",
-                f">= {MANY_GOAL}",
-                ratio >= MANY_GOAL,
-            )
+            with flota_up(options.many) as other:
+                side_by_side(few, Fleet(other, options.many), ceiling, options.rounds)
+        else:
+            few.first_polls()
+            for _ in range(options.rounds):
+                few.round(ceiling)
+            few.report()
+        plan = plan_for(server.https, devices=TLS_DEVICES, polls=TLS_DEVICES, tls_each=True)
+        run(server, plan)  # links name the scheme: the first poll over TLS has another answer
+        tls = run(server, replace(plan, polls=TLS_POLLS))
+        report("    each on a fresh TLS 1.3 connection", str(tls), f">= {TLS_GOAL:.0f}/s", tls.per_s >= TLS_GOAL)
+        registrations(server)
+        updates(server, options.devices)
+        few.report_memory()
 
 
-def unchanged(devices: int, ceiling: Up, rounds: int, *, everything: bool) -> float:
-    """Measure with a fleet of so many devices; returns its rate of unchanged polls."""
-    with flota_up(devices) as server:
-        plan = plan_for(server.http, devices=devices, polls=devices)
-        first = run(server, plan)
-        print(f"\n{devices} devices: first polls after a start {first}, p99 {first.p99_ms:.0f} ms", flush=True)
-        plan = replace(plan, polls=max(POLLS, devices))
-        pairs = [(run(server, plan), run(ceiling, replace(plan, **address(ceiling.http)))) for _ in range(rounds)]
-        rate = statistics.median(one.per_s for one, _ in pairs)
-        ratio = statistics.median(one.per_s / other.per_s for one, other in pairs)
-        p99 = statistics.median(one.p99_ms for one, _ in pairs)
-        print("   ", ", ".join(f"{one} : {other}" for one, other in pairs))
-        report("unchanged polls, kept alive", f"{rate:.0f}/s", f">= {RATE_GOAL:.0f}/s", rate >= RATE_GOAL)
-        report("    p99", f"{p99:.1f} ms", f"< {P99_GOAL_MS:.0f} ms", p99 < P99_GOAL_MS)
-        report("    of a constant answer", f"{ratio:.2f}", f">= {CEILING_GOAL}", ratio >= CEILING_GOAL)
-        if everything:
-            plan = plan_for(server.https, devices=TLS_DEVICES, polls=TLS_DEVICES, tls_each=True)
-            run(server, plan)  # links name the scheme: the first poll over TLS has another answer
-            tls = run(server, replace(plan, polls=TLS_POLLS))
-            report("    each on a fresh TLS 1.3 connection", str(tls), f">= {TLS_GOAL:.0f}/s", tls.per_s >= TLS_GOAL)
-            registrations(server)
-            updates(server, devices)
-        resident = resident_mb(server.pid)
-        report("resident", f"{resident:.0f} MB", f"<= {RESIDENT_GOAL_MB:.0f} MB", resident <= RESIDENT_GOAL_MB)
-        return rate
+def side_by_side(few: Fleet, many: Fleet, ceiling: Up, rounds: int) -> None:
+    """Measure two fleets in turns: one after the other, what else the machine does at the time would decide."""
+    for fleet in (few, many):
+        fleet.first_polls()
+    for _ in range(rounds):
+        for fleet in (few, many):
+            fleet.round(ceiling)
+    few.report()
+    many.report()
+    many.report_memory()
+    ratio = statistics.median(
+        there.per_s / here.per_s for (here, _), (there, _) in zip(few.pairs, many.pairs, strict=True)
+    )
+    report(f"{many.devices} devices against {few.devices}", f"{ratio:.2f}", f">= {MANY_GOAL}", ratio >= MANY_GOAL)
 
 
 def updates(server: Up, devices: int) -> None:
