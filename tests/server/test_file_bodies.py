@@ -27,7 +27,7 @@ from flota.server.api.file_bodies import (
     LARGEST_WATCHED_PIECE_BYTES,
     PIECES_HELD,
     QUICK_S,
-    ROOM_BYTES,
+    ROOM_MAX_BYTES,
     TAIL_BYTES,
     FileBodies,
     Pace,
@@ -64,20 +64,20 @@ def sizes_of(pace: Pace, length: int, took: list[float], *, first: int = 0) -> l
 
 
 def test_pieces_grow_for_a_reader_who_takes_them_shrink_for_one_who_is_slow_and_end_small() -> None:
-    quick = sizes_of(Pace(Room(ROOM_BYTES)), 1 << 20, [QUICKLY])
-    assert [size >> 10 for size in quick] == [16, 64, 176, 256, 256, 128] + [16] * 8
-    slow_once = sizes_of(Pace(Room(ROOM_BYTES)), 4 << 20, [QUICKLY] * 5 + [SLOWLY, QUICKLY])
-    assert [size >> 10 for size in slow_once[:9]] == [16, 64, 176, 256, 256, 256, 16, 64, 176]
+    quick = sizes_of(Pace(Room(ROOM_MAX_BYTES)), 1 << 20, [QUICKLY])
+    assert [size >> 10 for size in quick] == [16, 64, 256, 176, 384] + [16] * 8
+    slow_once = sizes_of(Pace(Room(ROOM_MAX_BYTES)), 4 << 20, [QUICKLY] * 5 + [SLOWLY, QUICKLY])
+    assert [size >> 10 for size in slow_once[:9]] == [16, 64, 256, 176, 512, 512, 16, 64, 256]
 
 
 def test_a_reader_who_takes_nothing_never_gets_more_than_the_first_size() -> None:
-    room = Room(ROOM_BYTES)
+    room = Room(ROOM_MAX_BYTES)
     assert set(sizes_of(Pace(room), 4 << 20, [SLOWLY])) == {FIRST_PIECE_BYTES}
-    assert room.free == ROOM_BYTES
+    assert room.free == ROOM_MAX_BYTES
 
 
 def test_where_the_end_is_reported_all_pieces_held_are_less_than_an_image_of_1_mib() -> None:
-    sizes = sizes_of(Pace(Room(ROOM_BYTES), LARGEST_WATCHED_PIECE_BYTES), 4 << 20, [QUICKLY])
+    sizes = sizes_of(Pace(Room(ROOM_MAX_BYTES), LARGEST_WATCHED_PIECE_BYTES), 4 << 20, [QUICKLY])
     assert max(sizes) * PIECES_HELD < 1 << 20
 
 
@@ -95,10 +95,10 @@ def test_without_room_nobody_grows_and_who_ends_leaves_room_for_the_next() -> No
 
 def test_what_is_still_in_memory_when_the_last_piece_was_taken_over_is_small() -> None:
     """Nobody tells when the reader has had it, so it must not have been in large pieces."""
-    room = Room(ROOM_BYTES)
+    room = Room(ROOM_MAX_BYTES)
     sizes = sizes_of(Pace(room), 4 << 20, [QUICKLY])
     assert sum(sizes[-PIECES_HELD:]) <= TAIL_BYTES
-    assert room.free == ROOM_BYTES
+    assert room.free == ROOM_MAX_BYTES
 
 
 @given(took=paces, total=st.integers(0, 4 << 20), first=st.integers(0, 1 << 20), length=st.integers(1, 6 << 20))
@@ -122,7 +122,7 @@ def test_the_room_has_what_the_pieces_held_are_beyond_the_first_size_and_is_neve
 
 
 @pytest.mark.parametrize("cache", [0, 1 << 20, 16 << 20], ids=["no cache", "too small a cache", "all of it"])
-@pytest.mark.parametrize("room", [0, 1 << 20, ROOM_BYTES])
+@pytest.mark.parametrize("room", [0, 1 << 20, ROOM_MAX_BYTES])
 async def test_every_download_has_the_files_bytes(image: Path, cache: int, room: int) -> None:
     files = FileBodies(room=room, cache=cache)
     for _ in range(2):
@@ -167,7 +167,7 @@ async def test_a_file_that_becomes_shorter_ends_the_download_with_our_error_and_
 
     with pytest.raises(FlotaError, match="shorter"):
         await bodies_of(files, image, after_each=cut)
-    assert files.room.free == ROOM_BYTES
+    assert files.room.free == ROOM_MAX_BYTES
 
 
 async def test_a_peer_that_goes_away_ends_the_download(image: Path) -> None:
@@ -188,7 +188,7 @@ async def test_a_peer_that_goes_away_ends_the_download(image: Path) -> None:
     with image.open("rb") as file:
         assert not await files.send(receive, send, file.fileno(), 0, len(IMAGE), watched=False)
     assert sum(len(message["body"]) for message in taken) < len(IMAGE)
-    assert files.room.free == ROOM_BYTES
+    assert files.room.free == ROOM_MAX_BYTES
 
 
 @pytest.mark.program
@@ -245,15 +245,16 @@ async def test_readers_with_endless_windows_who_stop_reading_cost_a_small_part_o
 
 
 async def test_stalled_readers_take_no_more_room_than_there_is_and_give_it_back_when_they_go(image: Path) -> None:
+    whole = FILE_BODIES.room.free
     async with listening(_one_file(image, FILE_BODIES)) as listener:
         readers = await asyncio.to_thread(lambda: [_stalled_reader(listener) for _ in range(STALLED)])
         try:
-            await _until(lambda: FILE_BODIES.room.free < ROOM_BYTES)
+            await _until(lambda: FILE_BODIES.room.free < whole)
             assert FILE_BODIES.room.free >= 0
         finally:
             for reader in readers:
                 reader.close()
-        await _until(lambda: FILE_BODIES.room.free == ROOM_BYTES)
+        await _until(lambda: FILE_BODIES.room.free == whole)
 
 
 async def bodies_of(

@@ -27,6 +27,7 @@ from granian.server.embed import Server as EmbeddedGranian
 
 from flota.errors import FlotaError, InvalidInput
 from flota.server.settings import Address
+from flota.server.unacknowledged import kernel_tells
 from flota.server.waiting import wait_for_any
 
 if TYPE_CHECKING:
@@ -65,11 +66,14 @@ cost a tenth of the CPU of a plain download, and granian's own bound is 512 of t
 UNACKNOWLEDGED_MS: Final = 300_000
 """A peer that acknowledges nothing, or keeps its window shut, for so long is cut off (tcp(7) TCP_USER_TIMEOUT)."""
 
-UNSENT_MAX_BYTES: Final = 640 * 1024
-"""What the kernel takes for a plain connection beyond what is on its way (TCP_NOTSENT_LOWAT). Without it, on loopback,
-a whole 1 MiB image vanishes into socket buffers at once, and a device that goes away in the middle looks like one that
-took it all; at 768 KiB it is still noticed. Less costs h2c more CPU. Over TLS it would cost a quarter of the CPU, and
-networks other than loopback buffer far less anyway."""
+UNSENT_MAX_BYTES: Final = 4 << 20
+"""What the kernel takes for a plain connection beyond what is on its way (TCP_NOTSENT_LOWAT): that of a whole default
+send buffer. Less costs h2c more CPU, 640 KiB a twelfth."""
+
+UNSENT_UNTOLD_MAX_BYTES: Final = 640 * 1024
+"""The same where the kernel does not tell what a peer has acknowledged. With more, on loopback, a whole 1 MiB image
+vanishes into socket buffers at once, and a device that goes away in the middle looks like one that took it all; at
+768 KiB it is still noticed. Networks other than loopback buffer far less anyway."""
 
 KEEPALIVE_IDLE_S: Final = 120
 KEEPALIVE_INTERVAL_S: Final = 30
@@ -267,7 +271,8 @@ def _connection_options(*, plain: bool) -> list[tuple[int, int, int]]:
         (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", UNACKNOWLEDGED_MS),
     ]
     if plain:
-        wanted.append((socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", UNSENT_MAX_BYTES))
+        unsent = UNSENT_MAX_BYTES if kernel_tells() else UNSENT_UNTOLD_MAX_BYTES
+        wanted.append((socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", unsent))
     return [(level, getattr(socket, name), value) for level, name, value in wanted if hasattr(socket, name)]
 
 

@@ -7,6 +7,7 @@ Source: man 7 sock_diag; torvalds/linux:include/uapi/linux/inet_diag.h; docs/ref
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
 import struct
@@ -34,6 +35,7 @@ _ANSWER_END: Final = struct.Struct("=IIIII")
 assert (_NLMSGHDR.size, _REQUEST.size, _ID_BYTES) == (16, 8, 48)
 _ANSWER_BYTES: Final = _NLMSGHDR.size + _ANSWER_START.size + _ID_BYTES + _ANSWER_END.size
 _ANSWER_MAX_BYTES: Final = 4096
+_LOOPBACK: Final = "127.0.0.1"
 
 _OPEN_STATES: Final = frozenset({1, 4, 5, 8, 9, 11})
 """ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING. A connection that is not there is answered with
@@ -70,6 +72,21 @@ class Connection:
         _family, state, _timer, _retrans = _ANSWER_START.unpack_from(answer, _NLMSGHDR.size)
         _expires, _rqueue, wqueue, _uid, _inode = _ANSWER_END.unpack_from(answer, _ANSWER_BYTES - _ANSWER_END.size)
         return int(wqueue) if state in _OPEN_STATES else None
+
+
+@functools.cache
+def kernel_tells() -> bool:
+    """Return whether this system tells what a peer has acknowledged: asked of a connection to ourselves."""
+    try:
+        with (
+            socket.create_server((_LOOPBACK, 0)) as listening,
+            socket.create_connection(listening.getsockname()) as own,
+        ):
+            accepted, peer = listening.accept()
+            with accepted:
+                return Connection(listening.getsockname(), peer).unacknowledged() is not None and own is not None
+    except OSError:
+        return False
 
 
 def _plain(host: str) -> str:
