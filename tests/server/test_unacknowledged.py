@@ -48,6 +48,18 @@ def test_what_a_peer_has_not_taken_is_told_until_it_leaves(listens: str, host: s
         assert connection.unacknowledged() is None
 
 
+@pytest.mark.parametrize(("listens", "host"), [("0.0.0.0", "127.0.0.77"), ("::", "127.0.0.77")])
+def test_a_peer_that_came_to_another_address_than_it_is_answered_from_by_default_is_found(
+    listens: str, host: str
+) -> None:
+    with connected(listens, host) as (server, _, scope):
+        connection = Connection.of(scope)
+        assert connection is not None
+        assert connection.local[0] == host
+        sent = server.send(SENT)
+        assert 0 < (connection.unacknowledged() or 0) <= sent
+
+
 @pytest.mark.parametrize(
     "scope",
     [

@@ -71,14 +71,14 @@ async def up(data: Path, *options: str, ports: Sequence[str] = ANY_PORTS, **more
         await running.stop(signal.SIGKILL)
 
 
-async def upload(running: Up) -> None:
+async def upload(running: Up, content: bytes = IMAGE) -> None:
     url = f"{running.ready['http']}/api/v1/artifacts"
     authorization = f"authorization: Bearer {running.token}"
     process = await asyncio.create_subprocess_exec(
         find_program("curl"), "-s", "-f", "-H", authorization, "-H", "x-filename: a.bin", "--data-binary", "@-", url,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    output, _ = await process.communicate(IMAGE)
+    output, _ = await process.communicate(content)
     assert process.returncode == 0, output
 
 
@@ -228,11 +228,13 @@ async def test_a_download_under_way_finishes_before_it_stops(tmp_path: Path) -> 
 
 @pytest.mark.program
 async def test_a_reader_that_stalls_cannot_keep_it_from_stopping(tmp_path: Path) -> None:
+    large = random.Random(4).randbytes(16 << 20)  # the kernel alone would take 3 MiB
     async with up(tmp_path / "data", "--stop-grace-s", "1") as running:
-        await upload(running)
+        await upload(running, large)
         host, _, port = running.ready["http"].removeprefix("http://").rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
-        head = f"GET /artifacts/{SHA256} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {running.token}\r\n\r\n"
+        target = f"/artifacts/{hashlib.sha256(large).hexdigest()}"
+        head = f"GET {target} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {running.token}\r\n\r\n"
         writer.write(head.encode())
         await reader.readexactly(100)
         status, log = await running.stop()

@@ -30,9 +30,10 @@ def memory_limit(root: Path = Path("/")) -> int:
 
 def _machine_bytes() -> int:
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
         return UNKNOWN_MACHINE_BYTES
+    return found if found > 0 else UNKNOWN_MACHINE_BYTES
 
 
 def _limit_files(root: Path) -> list[tuple[Path, str]]:

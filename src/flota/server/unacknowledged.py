@@ -7,6 +7,7 @@ Source: man 7 sock_diag; torvalds/linux:include/uapi/linux/inet_diag.h; docs/ref
 
 from __future__ import annotations
 
+import errno
 import functools
 import ipaddress
 import socket
@@ -18,6 +19,7 @@ from typing import Any, Final, Self
 _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
 _NLM_F_REQUEST: Final = 1
+_NLM_F_DUMP: Final = 0x300
 _ALL: Final = 0xFFFFFFFF
 """Every state; every cookie."""
 
@@ -34,7 +36,9 @@ _ANSWER_END: Final = struct.Struct("=IIIII")
 """idiag_expires, idiag_rqueue, idiag_wqueue, idiag_uid, idiag_inode."""
 assert (_NLMSGHDR.size, _REQUEST.size, _ID_BYTES) == (16, 8, 48)
 _ANSWER_BYTES: Final = _NLMSGHDR.size + _ANSWER_START.size + _ID_BYTES + _ANSWER_END.size
-_ANSWER_MAX_BYTES: Final = 4096
+_ANSWER_MAX_BYTES: Final = 32 * 1024
+"""The largest part of a list that the kernel sends at once."""
+
 _LOOPBACK: Final = "127.0.0.1"
 
 _OPEN_STATES: Final = frozenset({1, 4, 5, 8, 9, 11})
@@ -54,12 +58,16 @@ class Connection:
         """Return the connection of an ASGI request; None if the system does not tell about it."""
         try:
             (peer_host, peer_port), (local_host, local_port) = scope["client"], scope["server"]
-            peer, local = _plain(peer_host), ipaddress.ip_address(local_host)
-            local_text = _source_address(peer, int(peer_port)) if local.is_unspecified else _plain(local_host)
-            connection = cls((local_text, int(local_port)), (peer, int(peer_port)))
-        except (KeyError, TypeError, ValueError, OSError):  # a UNIX socket, no route
+            peer, local = (_plain(peer_host), int(peer_port)), (_plain(local_host), int(local_port))
+            if not ipaddress.ip_address(local[0]).is_unspecified:
+                return cls(local, peer)._if_open()
+            routed = cls((_source_address(*peer), local[1]), peer)._if_open()
+            return routed or cls((_found_address(local[1], peer), local[1]), peer)._if_open()
+        except (AttributeError, KeyError, TypeError, ValueError, OSError, struct.error):  # a UNIX socket, no route
             return None
-        return None if connection.unacknowledged() is None else connection
+
+    def _if_open(self) -> Self | None:
+        return None if self.unacknowledged() is None else self
 
     def unacknowledged(self) -> int | None:
         """Return the bytes that the peer has not acknowledged; None if there is no such connection (any more)."""
@@ -102,17 +110,56 @@ def _source_address(peer: str, port: int) -> str:
         return str(asking.getsockname()[0])
 
 
+def _found_address(port: int, peer: tuple[str, int]) -> str:
+    """Return the address at which the peer has reached our `port`, from a list of all connections of the two ports.
+
+    The routed way misses it where the machine has several addresses and the peer came to another than it is answered
+    from by default. Raises `OSError` if there is none.
+    """
+    families = [socket.AF_INET6] if ":" in peer[0] else [socket.AF_INET, socket.AF_INET6]
+    for family in families:
+        with _asking(family, (port, peer[1]), b"\0" * 32, _NLM_F_REQUEST | _NLM_F_DUMP) as asking:
+            while True:
+                answer, at = asking.recv(_ANSWER_MAX_BYTES), 0
+                while at + _ANSWER_BYTES <= len(answer):
+                    length, kind = _NLMSGHDR.unpack_from(answer, at)[:2]
+                    if kind != _SOCK_DIAG_BY_FAMILY or length < _ANSWER_BYTES:
+                        break
+                    hosts_at = at + _NLMSGHDR.size + _ANSWER_START.size + _PORTS.size
+                    ours, theirs = (_host_at(family, answer, hosts_at + place) for place in (0, 16))
+                    if theirs == peer[0]:
+                        return ours
+                    at += length + -length % 4
+                if at == 0 or at < len(answer):
+                    break
+    raise OSError(errno.ENOENT, "no connection with this peer")
+
+
+def _host_at(family: int, answer: bytes, at: int) -> str:
+    return _plain(socket.inet_ntop(family, answer[at : at + (16 if family == socket.AF_INET6 else 4)]))
+
+
 def _ask(local: tuple[str, int], peer: tuple[str, int]) -> bytes:
     family = socket.AF_INET6 if ":" in peer[0] else socket.AF_INET
     hosts = b"".join(socket.inet_pton(family, host).ljust(16, b"\0") for host in (local[0], peer[0]))
+    with _asking(family, (local[1], peer[1]), hosts, _NLM_F_REQUEST) as asking:
+        return asking.recv(_ANSWER_MAX_BYTES)
+
+
+def _asking(family: int, ports: tuple[int, int], hosts: bytes, flags: int) -> socket.socket:
+    """Return a netlink socket on which the answer to a request comes; it is the caller's to close."""
     request = (
         _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _ALL)
-        + _PORTS.pack(local[1], peer[1])
+        + _PORTS.pack(*ports)
         + hosts
         + _REST_OF_ID.pack(0, _ALL, _ALL)
     )
-    header = _NLMSGHDR.pack(_NLMSGHDR.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as asking:
+    header = _NLMSGHDR.pack(_NLMSGHDR.size + len(request), _SOCK_DIAG_BY_FAMILY, flags, 1, 0)
+    asking = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+    try:
         asking.setblocking(False)
         asking.send(header + request)
-        return asking.recv(_ANSWER_MAX_BYTES)
+    except BaseException:
+        asking.close()
+        raise
+    return asking

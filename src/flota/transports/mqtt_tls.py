@@ -68,7 +68,7 @@ class TlsShell(asyncio.Transport, asyncio.Protocol):
     then, or with what went wrong; the connection is closed by then and the inner protocol hears nothing.
     """
 
-    __slots__ = ("_incoming", "_inner", "_is_paused", "_on_end", "_outgoing", "_raw", "_tls")
+    __slots__ = ("_incoming", "_inner", "_is_paused", "_on_end", "_outgoing", "_raw", "_tls", "_waiting")
 
     def __init__(
         self,
@@ -89,6 +89,8 @@ class TlsShell(asyncio.Transport, asyncio.Protocol):
         self._on_end: Callable[[TlsShell, Exception | None], None] | None = on_end
         self._raw: asyncio.Transport | None = None
         self._is_paused = False
+        self._waiting = b""
+        """What came in and waits until the inner protocol reads on."""
 
     # --- towards the plain transport ----------------------------------------------------------------------------------
 
@@ -99,8 +101,14 @@ class TlsShell(asyncio.Transport, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Decrypt, or go on with the handshake."""
+        if self._waiting:
+            self._waiting += data
+            return
         at, size = 0, len(data)
         while at < size and not self.is_closing():
+            if self._is_paused:
+                self._waiting = bytes(data[at:])
+                return
             is_shaking = self._on_end is not None
             until = at + (SHAKEN_MAX_BYTES if is_shaking else PIECE_MAX_BYTES)
             self._incoming.write(data if at == 0 and until >= size else data[at:until])
@@ -150,7 +158,7 @@ class TlsShell(asyncio.Transport, asyncio.Protocol):
         raw.writelines(sealed)
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
-        """Encrypt and send, in as few records as possible."""
+        """Encrypt and send, joined, in records of `PIECE_MAX_BYTES`."""
         self.write(b"".join(list_of_data))
 
     def close(self) -> None:
@@ -183,7 +191,7 @@ class TlsShell(asyncio.Transport, asyncio.Protocol):
         self._is_paused = False
         if self._raw is not None and not self._raw.is_closing():
             self._raw.resume_reading()
-            asyncio.get_running_loop().call_soon(self._deliver)
+            asyncio.get_running_loop().call_soon(self._go_on)
 
     def get_write_buffer_size(self) -> int:
         """Return how many encrypted bytes are not sent."""
@@ -226,6 +234,13 @@ class TlsShell(asyncio.Transport, asyncio.Protocol):
             on_end(self, error)
         if error is not None:
             self._inner = asyncio.Protocol()  # it never was connected
+
+    def _go_on(self) -> None:
+        """Deliver what is in OpenSSL's hands, then what waited for that."""
+        self._deliver()
+        if not self._is_paused and self._raw is not None:
+            waiting, self._waiting = self._waiting, b""
+            self.data_received(waiting)
 
     def _deliver(self) -> None:
         tls, incoming = self._tls, self._incoming

@@ -153,6 +153,10 @@ class Wire(asyncio.Transport):
     def is_closing(self) -> bool:
         return False
 
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
     def take(self) -> bytes:
         sent, self.sent = bytes(self.sent), bytearray()
         return sent
@@ -175,14 +179,29 @@ def records(stream: bytes) -> list[int]:
     return found
 
 
-async def test_openssl_is_given_little_at_a_time_because_its_buffers_never_shrink(authorities: Authorities) -> None:
-    heard, ends = Heard(), list[Exception | None]()
+class Pausing(Heard):
+    """Reads nothing more after each piece, until it is told to."""
+
+    shell: TlsShell
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.shell.pause_reading()
+
+
+@pytest.mark.parametrize("pauses", [False, True])
+async def test_openssl_is_given_little_at_a_time_because_its_buffers_never_shrink(
+    authorities: Authorities, pauses: bool
+) -> None:
+    heard, ends = Pausing() if pauses else Heard(), list[Exception | None]()
     wires = Wire(), Wire()
     shells = (
         TlsShell(authorities.client_context(), Heard(), on_end=lambda _, e: ends.append(e), server_side=False,
                  server_name="localhost"),
         TlsShell(authorities.server_context(), heard, on_end=lambda _, e: ends.append(e), server_side=True),
     )  # fmt: skip
+    if isinstance(heard, Pausing):
+        heard.shell = shells[1]
     for shell, wire in zip(shells, wires, strict=True):
         shell.connection_made(wire)
     while len(ends) < 2:
@@ -194,7 +213,12 @@ async def test_openssl_is_given_little_at_a_time_because_its_buffers_never_shrin
     shells[0].writelines([message[:100], message[100:]])
     sent = wires[0].take()
     assert max(records(sent)) <= PIECE_MAX_BYTES + 64
-    shells[1].data_received(sent)
+    shells[1].data_received(sent[: 64 << 10])
+    shells[1].data_received(sent[64 << 10 :])
+    while pauses and len(heard.data) < len(message):
+        assert shells[1]._incoming.pending <= PIECE_MAX_BYTES
+        shells[1].resume_reading()
+        await asyncio.sleep(0)
     assert heard.data == message
 
 

@@ -41,7 +41,7 @@ TAIL_BYTES: Final = PIECES_HELD * FIRST_PIECE_BYTES
 """The end of a body, of which every piece is small."""
 
 GROWTH: Final = 4
-"""How many times larger the next piece may be: after three pieces a quick reader has the largest."""
+"""How many times larger the next piece may be, or smaller: after three pieces a quick reader has nearly the largest."""
 
 ROOM_MAX_BYTES: Final = 192 << 20
 """What all bodies together may hold in pieces beyond the size of the first: fifty at full size."""
@@ -53,7 +53,7 @@ CACHE_BYTES: Final = 16 << 20
 """Blocks of files that are kept in memory. In a rollout thousands of devices ask for the same image of a few MiB."""
 
 QUICK_S: Final = 1.0
-"""Who takes longer for a piece gets small ones again: below 256 KiB/s nobody gains by large ones."""
+"""Who takes longer for a piece gets smaller ones again: nobody that slow gains by large ones."""
 
 LAST_PIECE_PAUSE_S: Final = 0.05
 """How long the word that a peer is gone may be on its way from the server's thread to ours."""
@@ -114,7 +114,10 @@ class Pace:
 
     def taken(self, took_s: float) -> None:
         """Note that granian took the piece over, `took_s` seconds after it was offered."""
-        self._wanted = FIRST_PIECE_BYTES if took_s > QUICK_S else min(self._wanted * GROWTH, self._largest)
+        if took_s > QUICK_S:
+            self._wanted = max(FIRST_PIECE_BYTES, self._wanted // GROWTH)
+        else:
+            self._wanted = min(self._wanted * GROWTH, self._largest)
 
     def end(self) -> None:
         """Give back all the room: the body has ended, and its last pieces were small, or its peer is gone."""

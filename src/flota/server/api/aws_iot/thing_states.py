@@ -114,13 +114,17 @@ class ThingStates:
             await self._read_first(state)
 
     def connected(self, thing: ThingIdentity) -> ThingState:
-        """Note that a thing that is followed has one more connection."""
+        """Note that a thing that is followed has one more connection; whether it may is looked at once more.
+
+        For since it was let in something may have changed, and nobody could close a connection that had no session yet.
+        """
         state = self._states.get(thing.device.id)
         if state is None:  # it was long on its way
             state = self._states[thing.device.id] = ThingState(thing, alone_since=None)
-            self._mark(thing.device.id)
         state.connections += 1
         state.alone_since = None
+        self._doubtful.add(thing.device.id)
+        self._mark(thing.device.id)
         return state
 
     def gone(self, state: ThingState) -> None:
