@@ -124,7 +124,7 @@ class ThingStates:
         state.connections += 1
         state.alone_since = None
         self._doubtful.add(thing.device.id)
-        self._mark(thing.device.id)
+        self._changed[thing.device.id] = None  # not at once: who comes within a second is looked at together
         return state
 
     def gone(self, state: ThingState) -> None:
