@@ -80,3 +80,12 @@ def in_batches(values: Sequence[T]) -> Iterator[Sequence[T]]:
     """Yield `values` in order, at most `VALUES_PER_QUERY` at a time; nothing for none."""
     for start in range(0, len(values), VALUES_PER_QUERY):
         yield values[start : start + VALUES_PER_QUERY]
+
+
+def filled(values: Sequence[T]) -> Sequence[T]:
+    """Return `values` for an IN list, the last one repeated up to a power of two.
+
+    SQLite's driver keeps compiled what it ran lately, and each length of a list is a statement of its own.
+    """
+    missing = (1 << (len(values) - 1).bit_length()) - len(values) if values else 0
+    return [*values, *[values[-1]] * missing] if missing else values

@@ -20,7 +20,7 @@ from flota.fleet.things import (
     ThingCertificate,
 )
 from flota.store.change_notes import concerning
-from flota.store.queries.base import in_batches
+from flota.store.queries.base import filled, in_batches
 from flota.store.queries.devices import DeviceQueries
 from flota.store.queries.templates import TemplateQueries
 from flota.store.tables import devices, provisioning_templates, thing_certificates
@@ -175,13 +175,13 @@ class CertificateQueries(DeviceQueries, TemplateQueries):
         """
         rows: list[sa.Row[Any]] = []
         for batch in in_batches(fingerprints):
-            rows += (await self._connection.execute(_HELD, {"fingerprints": list(batch)})).all()
+            rows += (await self._connection.execute(_HELD, {"fingerprints": filled(list(batch))})).all()
         replaced: set[int] = set()
         ids = [row.device_id for row in rows if row.device_id is not None]
         for ids_batch in in_batches(ids):
             ending = await self._rows(
                 sa.select(thing_certificates.c.device_id).where(
-                    thing_certificates.c.device_id.in_(ids_batch),
+                    thing_certificates.c.device_id.in_(filled(ids_batch)),
                     thing_certificates.c.status == CertificateStatus.ACTIVE.value,
                     thing_certificates.c.ends_at.is_not(None),
                 )

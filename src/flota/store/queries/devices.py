@@ -18,7 +18,7 @@ from flota.fleet.selectors import check_labels
 from flota.fleet.storage import DeviceCredentials, DeviceFilter, DeviceSighting, KnownDevice, NewDevice, TokenHolder
 from flota.store.change_notes import concerning
 from flota.store.failures import is_unique_violation
-from flota.store.queries.base import in_batches
+from flota.store.queries.base import filled, in_batches
 from flota.store.queries.device_types import DeviceTypeQueries
 from flota.store.queries.executions import ExecutionQueries
 from flota.store.tables import device_types, devices, executions, rollout_devices
@@ -188,7 +188,8 @@ class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
 
     async def known_devices(self, scope: Scope, names: Sequence[str]) -> Mapping[str, KnownDevice]:
         """Return the devices of these names and what they may show; those that do not exist are left out."""
-        rows = (await self._connection.execute(_KNOWN, {"tenant_id": scope.tenant_id, "names": names})).all()
+        asked = {"tenant_id": scope.tenant_id, "names": filled(names)}
+        rows = (await self._connection.execute(_KNOWN, asked)).all()
         return {row.name: _known_device(row) for row in rows}
 
     async def token_holders(self, token_sha256: str) -> Sequence[TokenHolder]:
@@ -391,7 +392,9 @@ class DeviceQueries(DeviceTypeQueries, ExecutionQueries):
         """Return devices by id, of whichever tenants; those that were removed are left out."""
         found: dict[int, Device] = {}
         for batch in in_batches(device_ids):
-            rows = await self._rows(_SELECT_DEVICE.where(devices.c.id.in_(batch), devices.c.removed_at.is_(None)))
+            rows = await self._rows(
+                _SELECT_DEVICE.where(devices.c.id.in_(filled(batch)), devices.c.removed_at.is_(None))
+            )
             found |= {row.id: _device(row) for row in rows}
         return found
 

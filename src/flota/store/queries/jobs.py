@@ -18,7 +18,7 @@ from flota.fleet.rollouts import RolloutPolicy, RolloutState
 from flota.fleet.scope import Scope
 from flota.fleet.things import JOB_ID_PREFIX
 from flota.store.change_notes import concerning
-from flota.store.queries.base import in_batches
+from flota.store.queries.base import filled, in_batches
 from flota.store.queries.executions import EXECUTION_COLUMNS, OF_DEVICES, SELECT_EXECUTION, execution_of
 from flota.store.queries.rollouts import RolloutQueries, policy_of
 from flota.store.tables import device_types, devices, executions, releases, rollouts
@@ -78,7 +78,7 @@ class JobQueries(RolloutQueries):
         found: dict[int, list[JobExecution]] = defaultdict(list)
         policies: dict[int, RolloutPolicy] = {}
         for batch in in_batches(device_ids):
-            asked = {"tenant_id": scope.tenant_id, "device_ids": batch}
+            asked = {"tenant_id": scope.tenant_id, "device_ids": filled(batch)}
             for row in (await self._connection.execute(_OPEN_JOBS, asked)).all():
                 execution = execution_of(row)
                 policy = policies.get(execution.rollout_id)
