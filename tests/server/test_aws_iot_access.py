@@ -214,6 +214,22 @@ class TestWhoeverIsLetInNoMore:
         await bench.settle()
         assert await _is_closed(thing.link)
 
+    async def test_a_device_that_was_refused_between_its_admission_and_its_session(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody could close it when everybody else was looked at: it had no session yet."""
+        await bench.fleet.add_device("pump-1")
+
+        async def refused_meanwhile(_thing: ThingIdentity) -> None:
+            async with bench.fleet.database.transaction() as tx:
+                await tx.set_device_state(bench.fleet.scope, "pump-1", DeviceState.REFUSED, now=bench.fleet.clock())
+            await bench.settle()
+
+        monkeypatch.setattr(bench.aws_iot, "_watch_restarts", refused_meanwhile)  # the last that admission waits for
+        thing = await bench.connect()
+        await bench.settle()
+        assert await _is_closed(thing.link)
+
     async def test_a_removed_device_and_one_that_came_in_its_place(self, bench: Bench) -> None:
         await bench.fleet.add_device("pump-1")
         thing = await bench.connect()

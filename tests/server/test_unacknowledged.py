@@ -9,7 +9,9 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from flota.server.unacknowledged import Connection
+from flota.server.listeners import UNSENT_MAX_BYTES, UNSENT_UNTOLD_MAX_BYTES, bind
+from flota.server.settings import Address
+from flota.server.unacknowledged import Connection, kernel_tells
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sock_diag is Linux's")
 
@@ -73,3 +75,18 @@ def test_a_peer_that_came_to_another_address_than_it_is_answered_from_by_default
 )
 def test_nothing_is_told_of_a_connection_that_is_not_there(scope: dict[str, object]) -> None:
     assert Connection.of(scope) is None
+
+
+@pytest.mark.parametrize(("tells", "unsent"), [(True, UNSENT_MAX_BYTES), (False, UNSENT_UNTOLD_MAX_BYTES)])
+def test_only_a_kernel_that_tells_may_take_much_ahead(
+    monkeypatch: pytest.MonkeyPatch, tells: bool, unsent: int
+) -> None:
+    if not tells:
+        monkeypatch.delattr(socket, "AF_NETLINK")
+    kernel_tells.cache_clear()
+    try:
+        assert kernel_tells() is tells
+        with bind(Address("127.0.0.1", 0), plain=True) as listening:
+            assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == unsent
+    finally:
+        kernel_tells.cache_clear()

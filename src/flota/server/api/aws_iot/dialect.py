@@ -335,7 +335,9 @@ class AwsIot:
             return thing.device.id == known.device.id
         if thing.token_sha256 is not None:
             return token_shown(known.credentials, thing.token_sha256, now=self._context.now()) is not None
-        holder = await self._context.things.thing_of_fingerprint(thing.certificate_sha256 or "")
+        if thing.certificate_sha256 is None:
+            return False
+        holder = await self._context.things.thing_of_fingerprint(thing.certificate_sha256)
         return holder is not None and holder.device is not None and holder.device.id == thing.device.id
 
 
