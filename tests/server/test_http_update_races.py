@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from flota.errors import VersionMismatch
 from flota.fleet.devices import UnknownDevices
-from flota.fleet.executions import ExecutionState
+from flota.fleet.executions import ExecutionChange, ExecutionState
 from flota.fleet.rollouts import RolloutPolicy, RolloutState
 from flota.server.settings import DataDirectory, ServerSettings
+from flota.server.updates import has_its_turn, report
 from flota.store.database import Database
 from tests.conftest_postgres import database, database_url, postgres_server
 from tests.server.test_http_update import MAC, NEW_HASH, ask, headers
@@ -67,6 +69,22 @@ async def test_of_many_final_reports_exactly_one_counts(fleet: UpdateFleet) -> N
 
     statuses = Counter(await asyncio.gather(*(report(word) for word in ("success", "failure") * 6)))
     assert statuses == {200: 1, 410: 11}
+
+
+async def test_whose_turn_it_is_is_not_judged_by_an_execution_that_was_changed_since_it_was_read(
+    fleet: UpdateFleet,
+) -> None:
+    device = await fleet.add_device("pump-1")
+    (first,) = await fleet.roll_out(await fleet.add_release("2.0.0"), device)
+    (second,) = await fleet.roll_out(await fleet.add_release("3.0.0"), device)
+    async with fleet.database.transaction() as tx:
+        assert await has_its_turn(tx, fleet.scope, first)
+        assert not await has_its_turn(tx, fleet.scope, second)
+        started = await report(tx, fleet.scope, first, ExecutionChange(ExecutionState.IN_PROGRESS), now=fleet.clock())
+        await report(tx, fleet.scope, started, ExecutionChange(ExecutionState.FAILED), now=fleet.clock())
+        with pytest.raises(VersionMismatch, match="has moved on"):
+            await has_its_turn(tx, fleet.scope, first)
+        assert await has_its_turn(tx, fleet.scope, second)
 
 
 async def test_an_abort_in_the_middle_of_everything_ends_every_execution(fleet: UpdateFleet) -> None:

@@ -255,6 +255,23 @@ async def own_execution(transaction: Transaction, scope: Scope, device: Device, 
     return execution
 
 
+async def has_its_turn(transaction: Transaction, scope: Scope, execution: Execution) -> bool:
+    """Whether an execution, read earlier in this transaction, is the one that its device is at work on or is to begin.
+
+    Raises `VersionMismatch` when it is not because another writer changed it since it was read: PostgreSQL lets each
+    statement of a writing transaction see what was committed before that statement, so `False` would judge two states.
+    """
+    turn = await transaction.next_execution(scope, execution.device_id)
+    if turn is not None and turn.id == execution.id:
+        return True
+    stored = await transaction.execution(scope, execution.id)
+    if stored.version != execution.version:
+        raise VersionMismatch(
+            f"execution {execution.id} has moved on", expected=f"version {execution.version}", found=stored.version
+        )
+    return False
+
+
 async def report(
     transaction: Transaction, scope: Scope, execution: Execution, change: ExecutionChange, *, now: datetime
 ) -> Execution:

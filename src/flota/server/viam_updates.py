@@ -28,7 +28,7 @@ from flota.fleet.inferences import (
 from flota.fleet.releases import Artifact, ReleaseState
 from flota.fleet.scope import Scope
 from flota.fleet.storage import DeviceSighting
-from flota.server.updates import is_expired, with_retries
+from flota.server.updates import has_its_turn, is_expired, with_retries
 from flota.server.viam_links import DeviceGrant, Grant, SharedGrant
 
 if TYPE_CHECKING:
@@ -165,13 +165,13 @@ class ViamUpdates:
     ) -> tuple[Execution, Delivery | None]:
         """Write what the request means; returns the execution afterwards, and a delivery unless that ended it."""
         now = self._context.now()
-        current = await transaction.next_execution(scope, execution.device_id)
+        is_turn = await has_its_turn(transaction, scope, execution)
         release = await transaction.release(scope, execution.release_id)
         if execution.state is ExecutionState.QUEUED and is_expired(release, now):
             text = f"release {release.version} expired before the device asked for it"
             end = ExecutionChange(ExecutionState.CANCELED, message=text)
             return await transaction.change_execution(scope, execution.id, execution.version, end, now=now), None
-        if current is None or current.id != execution.id:
+        if not is_turn:
             raise NotNow("this update may not start now")
         policy = await transaction.rollout_policy(scope, execution.rollout_id)
         verdict = judge_request(execution, attempts=policy.attempts, since=self._context.started_at, now=now)

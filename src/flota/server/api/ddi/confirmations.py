@@ -25,6 +25,7 @@ from flota.server.api.ddi.rendering import action_link, deployment_of, history_w
 from flota.server.api.ddi.reports import answer_change
 from flota.server.updates import (
     ActionClosed,
+    has_its_turn,
     is_canceling,
     open_assignment,
     own_execution,
@@ -94,10 +95,8 @@ class Confirmations:
     async def _waits(self, transaction: Transaction, caller: Caller, execution: Execution) -> bool:
         if is_canceling(execution):
             return False
-        if execution.state is ExecutionState.QUEUED:
-            turn = await transaction.next_execution(caller.scope, caller.device.id)
-            if turn is None or turn.id != execution.id:
-                return False
+        if execution.state is ExecutionState.QUEUED and not await has_its_turn(transaction, caller.scope, execution):
+            return False
         policy = await transaction.rollout_policy(caller.scope, execution.rollout_id)
         device = await transaction.device_by_id(caller.scope, caller.device.id)
         device_type = await transaction.device_type(caller.scope, device.type_name)

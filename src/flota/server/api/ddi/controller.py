@@ -47,6 +47,7 @@ from flota.server.poll_answers import device_key
 from flota.server.updates import (
     ONLY_DOWNLOADED_DETAIL,
     ActionClosed,
+    has_its_turn,
     is_canceling,
     notice_address,
     open_assignment,
@@ -183,8 +184,8 @@ class _Actions:
                 return _late_end(execution, feedback)
             showing = await self._showing(transaction, caller, execution, policy)
             if execution.state is ExecutionState.QUEUED:
-                turn = await transaction.next_execution(caller.scope, caller.device.id)
-                if turn is None or turn.id != execution.id or showing.stage is Stage.WAIT:
+                is_turn = await has_its_turn(transaction, caller.scope, execution)
+                if not is_turn or showing.stage is Stage.WAIT:
                     raise NotFound("it is not this action's turn", found=execution.id)
             if showing.stage is Stage.ASK and not is_canceling(execution):
                 raise NotFound("the action waits for the device's agreement", found=execution.id)
