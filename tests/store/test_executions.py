@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,21 @@ async def test_a_stale_version_loses_and_is_told_the_present_state(database: Dat
     with pytest.raises(VersionMismatch) as caught:
         await change(database, fleet.scope, execution.id, 1, S.CANCELED)
     assert caught.value.found == "version 2, IN_PROGRESS"
+
+
+async def test_an_amendment_of_what_has_moved_on_loses_so_that_its_writer_looks_again(database: Database) -> None:
+    fleet = await a_fleet(database)
+    execution = (await fleet.opened(database))[0]
+    noted = replace(execution, version=2, details={"seen": "once"})
+    async with database.transaction() as tx:
+        assert await tx.amend_execution(fleet.scope, noted, "seen") == noted
+        with pytest.raises(Conflict, match="is QUEUED") as caught:
+            await tx.amend_execution(fleet.scope, replace(noted, version=3, state=S.CANCELED), "ended")
+        assert not isinstance(caught.value, VersionMismatch)
+    await change(database, fleet.scope, execution.id, 2, S.IN_PROGRESS)
+    async with database.transaction() as tx:
+        with pytest.raises(VersionMismatch):
+            await tx.amend_execution(fleet.scope, replace(noted, version=3), "seen again")
 
 
 async def test_of_many_concurrent_writers_exactly_one_wins_each_version(database: Database) -> None:

@@ -258,18 +258,26 @@ async def own_execution(transaction: Transaction, scope: Scope, device: Device, 
 async def has_its_turn(transaction: Transaction, scope: Scope, execution: Execution) -> bool:
     """Whether an execution, read earlier in this transaction, is the one that its device is at work on or is to begin.
 
-    Raises `VersionMismatch` when it is not because another writer changed it since it was read: PostgreSQL lets each
-    statement of a writing transaction see what was committed before that statement, so `False` would judge two states.
+    Raises `VersionMismatch` when it is not because another writer changed it since it was read.
     """
     turn = await transaction.next_execution(scope, execution.device_id)
     if turn is not None and turn.id == execution.id:
         return True
+    await expect_unchanged(transaction, scope, execution)
+    return False
+
+
+async def expect_unchanged(transaction: Transaction, scope: Scope, execution: Execution) -> None:
+    """Raise `VersionMismatch` if another writer changed an execution since this transaction read it.
+
+    To be asked before something is refused for what was read after it: PostgreSQL lets each statement of a writing
+    transaction see what was committed before that statement, so two of them may tell of two states.
+    """
     stored = await transaction.execution(scope, execution.id)
     if stored.version != execution.version:
         raise VersionMismatch(
             f"execution {execution.id} has moved on", expected=f"version {execution.version}", found=stored.version
         )
-    return False
 
 
 async def report(

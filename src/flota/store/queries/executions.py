@@ -203,7 +203,7 @@ class ExecutionQueries(Queries):
         Raises `NotFound`; `VersionMismatch` if another writer was first; `Conflict` if the state is another one.
         """
         before = await self.execution(scope, after.id)
-        if before.state is not after.state:
+        if before.version == after.version - 1 and before.state is not after.state:
             raise Conflict(f"execution {after.id} is {before.state}", expected=str(after.state))
         await self._compare_and_set(after, after.version - 1)
         await self._record(scope, [(after, ExecutionChange(after.state, basis=after.basis, message=message))])

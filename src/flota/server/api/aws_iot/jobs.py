@@ -52,7 +52,7 @@ from flota.server.api.aws_iot.pending import NOTHING_PENDING, PendingJobs, Shown
 from flota.server.device_rates import DeviceRates
 from flota.server.gathered import Gathered
 from flota.server.turns import Turns
-from flota.server.updates import sight, with_retries
+from flota.server.updates import expect_unchanged, sight, with_retries
 
 if TYPE_CHECKING:
     from flota.fleet.releases import Release
@@ -209,6 +209,7 @@ class JobsApi:
                 raise _not_found(request)
             execution = await self._past_its_time(transaction, thing.scope, job.execution, now=now)
             if execution.state is ExecutionState.QUEUED and not await self._is_shown(transaction, thing, job):
+                await expect_unchanged(transaction, thing.scope, execution)
                 raise _not_found(request)
             lost = self._why_not(execution, request)
             if lost is not None:
