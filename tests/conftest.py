@@ -41,13 +41,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Let pytest's own last look find what became garbage later than its test."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail who leaves something: collected or written to later, it would fail whichever test runs then."""
     root = logging.getLogger()
     before = list(root.handlers)
+    watched = request.node.get_closest_marker("asyncio") or request.node.get_closest_marker("scenario")
+    if watched:
+        gc.collect()  # what the fixtures of the test before held
+        gc.freeze()  # and what outlives it is looked through once, not after each test that follows
     yield
-    if request.node.get_closest_marker("asyncio") or request.node.get_closest_marker("scenario"):
+    if watched:
         for _ in range(2):  # after the loop is closed; what is found open is told as this test's error
             gc.collect()  # again, for what an error that nobody fetched held
     left = [handler for handler in root.handlers if handler not in before]
