@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from flota.fleet.shipments import RETRY_DETAIL, STATUS_DETAIL, DeviceStatus, ShipmentConditions, moment_of
+from flota.fleet.executions import moment_in_detail
+from flota.fleet.shipments import RETRY_DETAIL, STATUS_DETAIL, DeviceStatus, ShipmentConditions
 
 REQUESTS_DETAIL: Final = "requests"
 ROUND_BEGAN_DETAIL: Final = "round-began-at"
@@ -84,9 +85,9 @@ def attempts_in(details: Mapping[str, str]) -> Attempts:
     requests = _count(details.get(REQUESTS_DETAIL))
     return Attempts(
         requests=requests,
-        round_began_at=moment_of(details.get(ROUND_BEGAN_DETAIL)),
+        round_began_at=moment_in_detail(details.get(ROUND_BEGAN_DETAIL)),
         round_base=min(_count(details.get(ROUND_BASE_DETAIL)), requests),
-        retry_at=moment_of(details.get(RETRY_DETAIL)),
+        retry_at=moment_in_detail(details.get(RETRY_DETAIL)),
     )
 
 

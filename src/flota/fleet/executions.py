@@ -183,3 +183,17 @@ def merge_details(old: Mapping[str, str], changes: Mapping[str, str | None]) -> 
     if len(merged) > DETAILS_MAX:
         raise InvalidInput("too many status details", expected=f"at most {DETAILS_MAX}", found=f"{len(merged)}")
     return merged
+
+
+def moment_in_detail(text: str | None) -> datetime | None:
+    """Return the moment in a detail (ISO 8601); what cannot be read, or has no zone, counts as absent.
+
+    Details can be a device's own words.
+    """
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else None

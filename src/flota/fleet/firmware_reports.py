@@ -14,8 +14,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from flota.fleet.attempts import NO_ATTEMPTS, AttemptLimit, Attempts, attempts_in
-from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState
-from flota.fleet.shipments import STATUS_DETAIL, CompareField, DeviceStatus, ShipmentConditions, moment_of
+from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState, moment_in_detail
+from flota.fleet.shipments import STATUS_DETAIL, CompareField, DeviceStatus, ShipmentConditions
 from flota.versions import version_order
 
 APPLY_TIME: Final = timedelta(minutes=10)
@@ -112,11 +112,11 @@ HANDED_OVER: Final = "handed-over"
 def delivery_record(details: Mapping[str, str]) -> DeliveryRecord:
     """Return the record in an execution's details; what cannot be read counts as absent."""
     return DeliveryRecord(
-        told_at=moment_of(details.get("told-at")),
+        told_at=moment_in_detail(details.get("told-at")),
         attempts=attempts_in(details),
         state=details.get("delivery"),
-        began_at=moment_of(details.get("delivery-began-at")),
-        delivered_at=moment_of(details.get("delivered-at")),
+        began_at=moment_in_detail(details.get("delivery-began-at")),
+        delivered_at=moment_in_detail(details.get("delivered-at")),
         previous_version=details.get("previous-version", ""),
         previous_build=details.get("previous-build", ""),
     )

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from flota.errors import Conflict
-from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState
+from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState, moment_in_detail
 
 DEFAULT_QUIET_S: Final = 180
 """No further request for so long after the whole image was handed over means success: 120 s in which a device may be
@@ -129,8 +129,8 @@ def silent_delivery(details: Mapping[str, str]) -> SilentDelivery:
         quick_failures=_count(details.get("failed-early")),
         whole_failures=_count(details.get("failed-whole")),
         state=details.get("delivery"),
-        began_at=_moment(details.get("delivery-began-at")),
-        ended_at=_moment(details.get("delivered-at")),
+        began_at=moment_in_detail(details.get("delivery-began-at")),
+        ended_at=moment_in_detail(details.get("delivered-at")),
         quiet_s=_seconds(details.get("quiet-s")),
     )
 
@@ -260,16 +260,6 @@ def _end(delivery: SilentDelivery, state: ExecutionState, text: str) -> Executio
 
 def _count(text: str | None) -> int:
     return int(text) if text is not None and text.isascii() and text.isdecimal() and len(text) <= 9 else 0
-
-
-def _moment(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo is not None else None
 
 
 def _seconds(text: str | None) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from flota.fleet.executions import Execution, ExecutionState
+from flota.fleet.executions import Execution, ExecutionState, moment_in_detail
 from flota.fleet.rollouts import RolloutState
 
 ATTEMPTS_DEFAULT: Final = 3
@@ -169,18 +169,7 @@ def progress(statuses: Iterable[DeviceStatus]) -> dict[str, int]:
 def rests_until(execution: Execution) -> datetime | None:
     """Return until when a device that has reached its limit is left alone; None if it does not rest."""
     told = execution.details.get(RETRY_DETAIL)
-    return None if told is None or execution.state is not ExecutionState.IN_PROGRESS else moment_of(told)
-
-
-def moment_of(text: str | None) -> datetime | None:
-    """Return the moment in a detail; what cannot be read, or has no zone, counts as absent."""
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo is not None else None
+    return None if told is None or execution.state is not ExecutionState.IN_PROGRESS else moment_in_detail(told)
 
 
 def attempts_limit(conditions: ShipmentConditions, of_rollout: int) -> int:

@@ -355,7 +355,11 @@ async def register_as(
         holder = await tx.find_device_by_mac(scope, wanted.mac) if wanted.mac is not None else None
         if holder is None:
             raise
-        raise Conflict(f"MAC address {wanted.mac} belongs to another device", found=holder.name) from None
+        raise Conflict(
+            f"MAC address {wanted.mac} belongs to another device",
+            found=holder.name,
+            hint=f"See it with `flota device show {holder.name}`; once that one is removed, the address is free.",
+        ) from None
 
 
 def new_device(wanted: Registration, device_type: DeviceType, token: str) -> NewDevice:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from flota.errors import Conflict
 from flota.fleet.devices import Device
-from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState
+from flota.fleet.executions import Basis, Execution, ExecutionChange, ExecutionState, moment_in_detail
 from flota.fleet.releases import Artifact
 from flota.fleet.scope import Scope
 from flota.fleet.storage import Transaction
@@ -244,12 +244,12 @@ class PullUpdates:
                 md5=details.get("previous-md5"),
                 size=int(size_before) if size_before else None,
             ),
-            last_whole_at=_moment(details.get("delivered-at")),
+            last_whole_at=moment_in_detail(details.get("delivered-at")),
         )
         latest = details.get("delivery")
         if latest is None:
             return deliveries
-        began_at = _moment(details.get("delivery-began-at"))
+        began_at = moment_in_detail(details.get("delivery-began-at"))
         if latest != HANDED_OVER:
             return replace(deliveries, stage=DeliveryStage.CUT)
         if began_at is None or began_at < self._context.started_at:
@@ -311,7 +311,3 @@ def _unjudged_offer(assignment: Assignment, report: PullReport) -> Offer | None:
 def _count(execution: Execution, name: str) -> int:
     text = execution.details.get(name, "0")
     return int(text) if text.isdecimal() else 0
-
-
-def _moment(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
