@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -61,6 +62,9 @@ async def a_context(directory: Path, database_url: str | None = None) -> AsyncIt
         async with database.transaction() as transaction:
             await transaction.add_tenant("DEFAULT", now=utc_now())
         yield context
+        async with asyncio.timeout(STOP_S):
+            while context.metrics.running:  # noqa: ASYNC110 - for those who have left already
+                await asyncio.sleep(0.01)
 
 
 async def a_scope(context: ServerContext) -> Scope:

@@ -150,6 +150,31 @@ async def test_a_reader_that_leaves_is_forgotten(context: ServerContext, scope: 
         await asyncio.sleep(0.01)
 
 
+async def test_a_look_into_the_trail_is_not_broken_off_when_its_reader_leaves(
+    context: ServerContext, scope: Scope, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, go_on, ended = asyncio.Event(), asyncio.Event(), []
+    entries_now = context.journal.entries
+
+    async def entries_when_told(scope: Scope, after: int) -> object:
+        looking.set()
+        try:
+            await go_on.wait()
+            return await entries_now(scope, after)
+        finally:
+            ended.append(go_on.is_set())
+
+    monkeypatch.setattr(context.journal, "entries", entries_when_told)
+    async with EventReader(listener):
+        await looking.wait()
+    await asyncio.sleep(0.1)
+    assert (ended, running(context)) == ([], 1)
+    go_on.set()
+    while running(context):  # noqa: ASYNC110 - another thread is at work
+        await asyncio.sleep(0.01)
+    assert ended == [True]
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

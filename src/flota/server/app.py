@@ -107,7 +107,11 @@ class _Outermost:
         answer = self._polls.answer(scope)
         if answer is None:
             if ADMITTED in scope and self._polls.ask_again is not None:
-                answer = await self._polls.ask_again(scope, scope[ADMITTED])
+                self._metrics.running += 1
+                try:
+                    answer = await self._polls.ask_again(scope, scope[ADMITTED])
+                finally:
+                    self._metrics.running -= 1
             elif self._at_once is not None:
                 answer = self._at_once(scope)
         if answer is not None:

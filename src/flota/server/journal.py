@@ -63,13 +63,17 @@ class Journal:
                 yield entry
                 after = entry.sequence
 
-    async def next_page(self, scope: Scope, after: int, *, timeout_s: float | None = None) -> list[AuditEntry] | None:
+    async def next_page(
+        self, scope: Scope, after: int, *, timeout_s: float | None = None, gone: asyncio.Event | None = None
+    ) -> list[AuditEntry] | None:
         """Return the entries after sequence `after`, waiting until there are some.
 
-        An empty list means that `timeout_s` seconds passed without any; None means that the server stops.
+        An empty list means that `timeout_s` seconds passed without any; None means that the server stops, or that
+        `gone` was set: nobody waits for them any more.
         """
         waited_s = 0.0
-        while not self._closed.is_set():
+        ends = (self._closed,) if gone is None else (self._closed, gone)
+        while not any(end.is_set() for end in ends):
             wake = self._wakes.setdefault(
                 scope.tenant_id, asyncio.Event()
             )  # before reading: a commit in between is seen
@@ -79,6 +83,6 @@ class Journal:
             if timeout_s is not None and waited_s >= timeout_s:
                 return []
             pause_s = LOOK_AGAIN_S if timeout_s is None else min(LOOK_AGAIN_S, timeout_s - waited_s)
-            await wait_for_any(wake, self._closed, timeout_s=pause_s)
+            await wait_for_any(wake, *ends, timeout_s=pause_s)
             waited_s += pause_s
         return None

@@ -29,6 +29,7 @@ from flota.server.waiting import wait_for_any
 
 if TYPE_CHECKING:
     from flota.server.engine import Engine
+    from flota.server.metrics import Metrics
     from flota.server.mqtt_listeners import MqttListener
     from flota.server.mqtt_service import MqttBrokerService, MqttService
     from flota.store.database import Database
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 DATA_DIRECTORY_MODE: Final = 0o700
 CERTIFICATE_CHECK_S: Final = 24 * 3600.0
 """How often a running server looks whether its own certificate nears its end."""
+
+REQUESTS_LOOK_S: Final = 0.01
 
 _log = structlog.get_logger(__name__)
 
@@ -159,15 +162,26 @@ async def _serve(
         context.stopping.set()
         context.journal.close()
         settings.data.server_record.unlink(missing_ok=True)
+        grace_ends = asyncio.get_running_loop().time() + settings.stop_grace_s
         stopping = [listener.stop(settings.stop_grace_s) for listener in listeners]
         if mqtt is not None:
             stopping.append(mqtt.stop(settings.stop_grace_s))
         results = await asyncio.gather(*stopping)
-        finished = all(results)
+        finished = all(results) and await _requests_end(context.metrics, by=grace_ends)
         background_stop.set()
         await _end(tasks)
     _log.info("server.stopped", finished=finished)
     return finished
+
+
+async def _requests_end(metrics: Metrics, *, by: float) -> bool:
+    """Wait until nothing is being answered, at most until the loop's time is `by`; returns whether nothing is.
+
+    A listener ends with its connections: what a peer that has left asked for may still be at work in the database.
+    """
+    while metrics.running and asyncio.get_running_loop().time() < by:  # noqa: ASYNC110 - to tell an event of it would cost every request
+        await asyncio.sleep(REQUESTS_LOOK_S)
+    return not metrics.running
 
 
 async def _until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:

@@ -57,20 +57,21 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until nobody reads them any more."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        writing = asyncio.ensure_future(self._write(send))
-        gone = asyncio.ensure_future(_peer_gone(receive))
+        gone = asyncio.Event()
+        watching = asyncio.ensure_future(_watch_peer(receive, gone))
         try:
-            await asyncio.wait({writing, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await self._write(send, gone)
         finally:
-            gone.cancel()
-            writing.cancel()
-        if writing.done() and not writing.cancelled():
-            writing.result()
+            watching.cancel()
+            await asyncio.wait({watching})
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, send: Send, gone: asyncio.Event) -> None:
         await send({"type": "http.response.body", "body": b": flota events\n\n", "more_body": True})
         after = self._after
-        while (page := await self._journal.next_page(self._scope, after, timeout_s=COMMENT_EVERY_S)) is not None:
+        while not gone.is_set():  # never canceled: a look into the database would be broken off
+            page = await self._journal.next_page(self._scope, after, timeout_s=COMMENT_EVERY_S, gone=gone)
+            if page is None:
+                break
             text = b"".join(map(event_bytes, page)) or b": nothing new\n\n"
             await send({"type": "http.response.body", "body": text, "more_body": True})
             after = page[-1].sequence if page else after
@@ -92,6 +93,10 @@ async def _starting_point(context: ServerContext, scope: FleetScope, request: Re
     return int(text)
 
 
-async def _peer_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def _watch_peer(receive: Receive, gone: asyncio.Event) -> None:
+    """Set `gone` once the reader has left."""
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    finally:
+        gone.set()
