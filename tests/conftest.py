@@ -9,6 +9,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.conftest_postgres import database, database_url, empty_database_url, postgres_server
+
+__all__ = ["database", "database_url", "empty_database_url", "postgres_server"]
+"""Fixtures for all, from here alone: a second import of the server's would start a second one."""
+
 settings.register_profile("flota", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("flota")
 

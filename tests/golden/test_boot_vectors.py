@@ -317,6 +317,7 @@ def words_of_entry(mask: int):  # type: ignore[no-untyped-def]
     return words(mask)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("number", range(7))
 def test_every_call_from_every_state_does_the_vendors_operations(number: int) -> None:
     config = vectors("esp_ota_api.json")["configs"][number]
@@ -338,6 +339,7 @@ def test_every_call_from_every_state_does_the_vendors_operations(number: int) ->
             assert bench.operations_as_vector(api_entries(), 1) == operations, (pair, running, name)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("number", range(7))
 def test_every_cut_of_every_call_leaves_the_vendors_otadata(number: int) -> None:
     data = vectors("esp_ota_api.json")
@@ -361,6 +363,7 @@ def test_every_cut_of_every_call_leaves_the_vendors_otadata(number: int) -> None
                     assert bench.entries() == pair_values(config, pair_after), (pair, running, name, operation, mask)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("number", range(7))
 def test_every_boot_from_every_otadata_that_a_cut_can_leave_agrees(number: int) -> None:
     data = vectors("esp_ota_api.json")

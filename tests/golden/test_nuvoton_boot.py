@@ -267,6 +267,7 @@ def descriptor_of(size: int) -> bytes:
     return b"@AFRTOS\xff" + fields
 
 
+@pytest.mark.sweep
 @pytest.mark.timeout(240)
 def test_every_cut_point_of_three_clones_and_what_a_start_through_ldrom_makes_of_it() -> None:
     """All 4,107 of them: what is left, where the loader goes, what the next run does, how the flash ends."""

@@ -14,10 +14,7 @@ from flota.fleet.storage import DeviceSighting, NewDevice
 from flota.server import engine as engine_module
 from flota.server.engine import Engine
 from flota.store.database import Database
-from tests.conftest_postgres import database, database_url, postgres_server
 from tests.store.fleets import START, Fleet, a_fleet, at
-
-__all__ = ["database", "database_url", "postgres_server"]  # fixtures
 
 S, R = ExecutionState, RolloutState
 

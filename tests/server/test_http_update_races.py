@@ -16,11 +16,8 @@ from flota.fleet.rollouts import RolloutPolicy, RolloutState
 from flota.server.settings import DataDirectory, ServerSettings
 from flota.server.updates import has_its_turn, report
 from flota.store.database import Database
-from tests.conftest_postgres import database, database_url, postgres_server
 from tests.server.test_http_update import MAC, NEW_HASH, ask, headers
 from tests.server.update_fleet import TOKEN, UpdateFleet, a_fleet_over
-
-__all__ = ["database", "database_url", "postgres_server"]
 
 
 @pytest.fixture

@@ -12,11 +12,8 @@ from flota.fleet.scope import Role
 from flota.images.esp_app import EspAppImage, EspImageHeader, EspSegment, pack_app
 from flota.images.esp_desc import EspAppDesc, pack_app_desc
 from flota.images.esp_secure_boot import public_key_digest, signature_offset
-from tests.conftest_postgres import database_url, empty_database_url, postgres_server
 from tests.images.signed_samples import p256_key, pem_of, signed
 from tests.server.management_api import ESP32_C3, Api, an_api, assert_problem
-
-__all__ = ["database_url", "empty_database_url", "postgres_server"]  # fixtures
 
 OURS, THEIRS = (public_key_digest(pem_of(p256_key(number))) for number in (1, 2))
 

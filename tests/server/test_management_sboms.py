@@ -14,11 +14,8 @@ from flota.fleet.scope import Role
 from flota.images.sbom import SBOM_MAX_BYTES
 from flota.server.artifact_cleanup import UNUSED_AFTER, ArtifactCleanup
 from flota.server.context import utc_now
-from tests.conftest_postgres import database_url, empty_database_url, postgres_server
 from tests.images.sbom_samples import cyclonedx, spdx_2
 from tests.server.management_api import Api, an_api, assert_problem
-
-__all__ = ["database_url", "empty_database_url", "postgres_server"]  # fixtures
 
 LISTED, OTHER = cyclonedx("lwip", "mbedtls"), spdx_2("lwip")
 

@@ -23,11 +23,8 @@ from flota.trust.code_signing import make_code_signing_certificate
 from flota.trust.file_signatures import FilePrivateKey
 from flota.trust.keys import PrivateKey
 from flota.trust.thing_certificates import make_request, new_thing_key
-from tests.conftest_postgres import database_url, empty_database_url, postgres_server
 from tests.server.management_api import Api, an_api, assert_problem
 from tests.server.programs import find_program
-
-__all__ = ["database_url", "empty_database_url", "postgres_server"]  # fixtures
 
 FIRMWARE = b"meter 1.0.1"
 TYPE = "aws-reference"

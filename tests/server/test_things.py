@@ -33,10 +33,7 @@ from flota.server.device_registry import Registration, device_type_or_builtin, r
 from flota.server.things import CERTIFICATES_PER_DEVICE_MAX, ThingAuthority, keep_certificate
 from flota.trust.certificates import pack_certificates
 from flota.trust.thing_certificates import make_request, new_thing_key
-from tests.conftest_postgres import database_url, empty_database_url, postgres_server
 from tests.server.serving import a_context, a_scope
-
-__all__ = ["database_url", "empty_database_url", "postgres_server"]  # fixtures
 
 JSON, CBOR = PayloadFormat.JSON, PayloadFormat.CBOR
 
