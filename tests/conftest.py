@@ -23,7 +23,16 @@ SCENARIOS = ("tests/scenarios/", "tests/lab/test_lab_commands.py", "tests/server
 SCENARIO_LIMIT_S = 180
 """What starts several processes takes 20 s, and several times as long where other work takes the processor."""
 
-FIRST = ("tests/server/test_viam_over_http2.py", "tests/scenarios/test_gateway_killed.py", *SCENARIOS)
+FIRST = (
+    "tests/server/test_viam_over_http2.py",
+    "tests/scenarios/test_gateway_killed.py",
+    "tests/scenarios/test_viam_micro_rdk.py",
+    "tests/scenarios/test_apis_against_their_documents.py",
+    "tests/scenarios/test_server_killed_in_mid_download.py",
+    "tests/scenarios/test_up_runs_a_gateway.py",
+    "tests/scenarios/test_ncp_three_processes.py",
+    *SCENARIOS,
+)
 """Tests that wait, the longest first: for silences, for reboots, for processes. One worker of `make test` takes them
 one after the other, and the others have the processor for the rest, until they steal what is left (worksteal)."""
 
