@@ -1,6 +1,6 @@
 """Downloads against nginx on the same file: rate, CPU per GB, small ranges with the token check, stalled readers.
 
-Run: python benchmarks/download.py [--rounds 5] [--only tls|h2c]. The servers alternate; a figure is the median of the
+Run: python benchmarks/download.py [--rounds 5] [--only tls|h2c|ranges]. The servers alternate; a figure is the median of the
 rounds' ratios. Beside it stands the floor: the same ratio for our listeners with a handler that checks nothing, sends
 whole files by `pathsend` and parts from memory.
 """
@@ -38,22 +38,24 @@ RANGE_GOAL = 0.5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=WAYS, help="whole files this way, and nothing else")
+    parser.add_argument("--only", choices=(*WAYS, "ranges"), help="whole files this way, or small ranges")
     asked = parser.parse_args()
     rounds: int = asked.rounds
     with rivals() as (flota, nginx, bare):
-        for way in WAYS if asked.only is None else (asked.only,):
+        for way in [way for way in WAYS if asked.only in (None, way)]:
             runs = alternate((flota, nginx, bare), way, rounds, requests=WHOLE_REQUESTS)
             verdict(f"4 MiB, {way}: rate", runs, _bytes_per_s, at_least=RATE_GOAL)
             verdict(f"4 MiB, {way}: CPU per GB", runs, _cpu_s_per_gb, at_most=CPU_GOAL)
             print("   ", ", ".join(" : ".join(f"{load.bytes_per_s / 1e6:.0f}" for load in run) for run in runs), "MB/s")
             print("   ", ", ".join(" : ".join(f"{load.cpu_s_per_gb:.2f}" for load in run) for run in runs), "s/GB")
-        if asked.only is not None:
+        if asked.only in WAYS:
             return
         for way in ("h2c", "tls"):
             runs = alternate((flota, nginx, bare), way, rounds, requests=RANGE_REQUESTS, headers=(RANGE,))
             verdict(f"4 KiB ranges, {way}, token checked: rate", runs, _requests_per_s, at_least=RANGE_GOAL)
             print("   ", ", ".join(" : ".join(f"{load.requests_per_s:.0f}" for load in run) for run in runs), "per s")
+        if asked.only is not None:
+            return
         for way in ("h1", "h2c"):
             stalled(flota, way)
 
