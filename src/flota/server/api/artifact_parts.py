@@ -7,12 +7,12 @@ that `send_artifact` would give, made in one step; whatever is not plain, `None`
 
 from __future__ import annotations
 
-import os
 import re
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from flota.server.api.part_files import PartFiles
 from flota.server.download_tokens import TOKEN_MAX_LEN, DownloadGrant
 from flota.server.limits import HEADERS_MAX_BYTES, HEADERS_MAX_COUNT
 
@@ -48,10 +48,11 @@ class _Link(NamedTuple):
 
 
 class ArtifactParts:
-    """Remembers good links until they expire; the file is opened anew each time, so a deleted one is gone at once."""
+    """Remembers good links until they expire. A file that is deleted is gone at once, though its link is remembered."""
 
     def __init__(self, context: ServerContext) -> None:
         self._now = context.now
+        self._files = PartFiles()
         self._links: dict[tuple[str, bytes], _Link] = {}
 
     def remember(self, scope: Scope, grant: DownloadGrant, path: Path, headers: list[tuple[bytes, bytes]]) -> None:
@@ -79,7 +80,7 @@ class ArtifactParts:
         length = last - first + 1
         if not 0 < length <= PART_MAX_BYTES or last >= link.size:
             return None
-        data = _read(link.path, first, length)
+        data = self._files.read(link.path, first, length)
         if len(data) != length:
             return None
         headers = [
@@ -103,17 +104,3 @@ def _plain_range(headers: list[tuple[bytes, bytes]]) -> re.Match[bytes] | None:
         elif name in _NOT_PLAIN:
             return None
     return _FIRST_AND_LAST.match(asked) if total <= HEADERS_MAX_BYTES and len(headers) <= HEADERS_MAX_COUNT else None
-
-
-def _read(path: str, offset: int, length: int) -> bytes:
-    """Return the bytes, or none if they cannot be read: the ordinary way says why."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.pread(descriptor, length, offset)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
