@@ -1,7 +1,7 @@
 """Downloads against nginx on the same file: rate, CPU per GB, small ranges with the token check, stalled readers.
 
-Run: python benchmarks/download.py [--rounds 5] [--only tls|h2c|ranges]. The servers alternate; a figure is the median of
-the rounds' ratios. Beside it stands the floor: the same ratio for our listeners with a handler that checks nothing,
+Run: python benchmarks/download.py [--rounds 5] [--only tls|h2c|ranges]. The servers alternate; a figure is the median
+of the rounds' ratios. Beside it stands the floor: the same ratio for our listeners with a handler that checks nothing,
 sends whole files by `pathsend` and parts from memory.
 """
 
