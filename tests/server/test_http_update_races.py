@@ -11,11 +11,13 @@ import pytest
 
 from flota.errors import VersionMismatch
 from flota.fleet.devices import UnknownDevices
-from flota.fleet.executions import ExecutionChange, ExecutionState
+from flota.fleet.executions import Execution, ExecutionChange, ExecutionState
 from flota.fleet.rollouts import RolloutPolicy, RolloutState
+from flota.fleet.scope import Scope
 from flota.server.settings import DataDirectory, ServerSettings
 from flota.server.updates import has_its_turn, report
 from flota.store.database import Database
+from flota.store.queries.executions import ExecutionQueries
 from tests.server.test_http_update import MAC, NEW_HASH, ask, headers
 from tests.server.update_fleet import TOKEN, UpdateFleet, a_fleet_over
 
@@ -82,6 +84,30 @@ async def test_whose_turn_it_is_is_not_judged_by_an_execution_that_was_changed_s
         with pytest.raises(VersionMismatch, match="has moved on"):
             await has_its_turn(tx, fleet.scope, first)
         assert await has_its_turn(tx, fleet.scope, second)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # on SQLite a writer is alone
+async def test_a_report_during_which_another_ends_the_execution_is_told_that_it_is_over(
+    fleet: UpdateFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = await fleet.add_device("pump-1")
+    (execution,) = await fleet.roll_out(await fleet.add_release("2.0.0"), device)
+    next_now, ended = ExecutionQueries.next_execution, []
+
+    async def next_after_the_other(tx: ExecutionQueries, scope: Scope, device_id: int) -> Execution | None:
+        if not ended:
+            async with fleet.database.transaction() as other:
+                ended.append(
+                    await report(other, scope, execution, ExecutionChange(ExecutionState.FAILED), now=fleet.clock())
+                )
+        return await next_now(tx, scope, device_id)
+
+    monkeypatch.setattr(ExecutionQueries, "next_execution", next_after_the_other)
+    url = f"/DEFAULT/controller/v1/pump-1/deploymentBase/{execution.id}/feedback"
+    body = {"status": {"execution": "closed", "result": {"finished": "success"}}}
+    answer = await fleet.client.post(url, json=body, headers={"authorization": f"TargetToken {TOKEN}"})
+    assert (len(ended), answer.status_code) == (1, 410)
+    assert await fleet.state(execution) is ExecutionState.FAILED
 
 
 async def test_an_abort_in_the_middle_of_everything_ends_every_execution(fleet: UpdateFleet) -> None:

@@ -39,6 +39,7 @@ CERTIFICATE_CHECK_S: Final = 24 * 3600.0
 """How often a running server looks whether its own certificate nears its end."""
 
 REQUESTS_LOOK_S: Final = 0.01
+"""How often a stop looks whether requests are still at work; to tell it would cost each of them."""
 
 _log = structlog.get_logger(__name__)
 
@@ -179,7 +180,7 @@ async def _requests_end(metrics: Metrics, *, by: float) -> bool:
 
     A listener ends with its connections: what a peer that has left asked for may still be at work in the database.
     """
-    while metrics.running and asyncio.get_running_loop().time() < by:  # noqa: ASYNC110 - to tell an event of it would cost every request
+    while metrics.running and asyncio.get_running_loop().time() < by:  # noqa: ASYNC110
         await asyncio.sleep(REQUESTS_LOOK_S)
     return not metrics.running
 
