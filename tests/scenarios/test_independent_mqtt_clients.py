@@ -23,6 +23,7 @@ from gmqtt.mqtt.constants import MQTTv311
 
 from flota.lab.local_server import LocalServer
 from flota.protocols.aws_streams import BlockRequest, StreamFormat, pack_block_request, parse_block
+from tests.scenarios.conftest import wait_until
 from tests.server.programs import find_program
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(180)]
@@ -56,6 +57,10 @@ class Site:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def has_job(self, thing: str) -> bool:
+        with self.server.client() as client:
+            return bool(client.device_executions(thing))
+
     def outcome(self, thing: str) -> str:
         with self.server.client() as client:
             (execution,) = client.device_executions(thing)
@@ -76,6 +81,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
                 client.add_device(name, "aws-reference", token=_secret(name))
         keys = ["--key", "release", "--code-key", "code", "--trust-key", "--no-wait"]
         site.flota("ship", file, "--type", "aws-reference", "--version", "2.0.0", "--to", "all", *keys)
+        # these clients ask once, and wait for no announcement: the job is to be there before they do
+        wait_until(lambda: all(map(site.has_job, THINGS)), within_s=WAIT_S, what="a job for each thing")
         yield site
 
 

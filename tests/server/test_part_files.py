@@ -8,9 +8,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from flota.server.api import part_files
-from flota.server.api.part_files import FILES_OPEN_MAX, PartFiles
+from flota.server.api.part_files import BLOCK_BYTES, BLOCKS_KEPT_MAX, FILES_OPEN_MAX, PartFiles
 
 DESCRIPTORS = Path("/proc/self/fd")
 
@@ -27,6 +29,10 @@ def open_below(directory: Path) -> int:
 def remove(*paths: Path) -> None:
     for path in paths:
         path.unlink()
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 @pytest.fixture
@@ -46,6 +52,61 @@ async def test_a_file_is_opened_once_for_all_its_parts(image: Path, monkeypatch:
     monkeypatch.setattr(part_files.os, "open", counted_open)
     assert [files.read(str(image), at, 2) for at in (0, 254, 255, 256)] == [b"\x00\x01", b"\xfe\xff", b"\xff", b""]
     assert (opened, len(files)) == ([str(image)], 1)
+
+
+LARGE = bytes(n % 251 for n in range(3 * BLOCK_BYTES + 1000))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=st.lists(st.tuples(st.integers(0, len(LARGE) + 9), st.integers(0, 2 * BLOCK_BYTES)), max_size=9))
+async def test_every_part_is_that_of_the_file_wherever_blocks_begin(
+    tmp_path: Path, parts: list[tuple[int, int]]
+) -> None:
+    path = tmp_path / "large.bin"
+    if not path.exists():
+        path.write_bytes(LARGE)
+    files = PartFiles()
+    for offset, length in parts:
+        assert files.read(str(path), offset, length) == LARGE[offset : offset + length]
+
+
+async def test_parts_one_after_the_other_are_read_from_the_file_a_block_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, reads, read_now = tmp_path / "large.bin", [], os.pread
+    path.write_bytes(LARGE)
+
+    def counted_read(descriptor: int, length: int, offset: int) -> bytes:
+        reads.append(offset)
+        return read_now(descriptor, length, offset)
+
+    monkeypatch.setattr(part_files.os, "pread", counted_read)
+    files = PartFiles()
+    for _ in range(2):  # two devices
+        parts = [files.read(str(path), offset, 4096) for offset in range(0, len(LARGE), 4096)]
+        assert b"".join(parts) == LARGE
+    assert reads == [0, BLOCK_BYTES, 2 * BLOCK_BYTES, 3 * BLOCK_BYTES]
+
+
+async def test_so_many_blocks_are_kept_at_most_and_none_of_a_closed_file(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.bin"
+    with path.open("wb") as file:
+        file.truncate((BLOCKS_KEPT_MAX + 3) * BLOCK_BYTES)
+    files = PartFiles()
+    for number in range(BLOCKS_KEPT_MAX + 3):
+        assert files.read(str(path), number * BLOCK_BYTES, 10) == bytes(10)
+    assert files.blocks_kept == BLOCKS_KEPT_MAX
+    remove(path)
+    await asyncio.sleep(0.01)
+    assert (files.read(str(path), 0, 1), files.blocks_kept) == (b"", 0)
+
+
+async def test_what_was_written_into_a_file_is_read_though_a_block_of_it_was_kept(image: Path) -> None:
+    files = PartFiles()
+    assert files.read(str(image), 0, 2) == b"\x00\x01"
+    overwrite(image, b"other" * 100)
+    await asyncio.sleep(0.01)
+    assert files.read(str(image), 0, 5) == b"other"
 
 
 async def test_what_is_deleted_is_not_read_and_keeps_no_room_on_the_disk(image: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
@@ -10,13 +11,15 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from flota.server.sightings import SightingsWriter
     from flota.transports.mqtt_server import MqttEndpoint
 
 GROUPS: Final = ("api", "artifacts", "update", "viam", "ddi", "healthz", "metrics", "other")
 """Values of the `group` label: which API a request went to."""
+
+_NAMED_STATUSES: Final = frozenset({304, 401, 404, 429})
 
 _FIRST_SEGMENTS: Final = frozenset(GROUPS) - {"ddi", "other"}
 _DDI_SECOND_SEGMENT: Final = "controller"
@@ -36,10 +39,9 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = Counter(
-            "flota_http_requests", "Requests answered.", ["group", "status"], registry=self.registry
-        )
-        self._counters: dict[tuple[str, int], Counter] = {}
+        self._answers: dict[tuple[str, int], int] = {}
+        """By group and status. A counter of prometheus_client takes a lock for each."""
+        self.registry.register(_AnswersCollector(self._answers))
         self.running = 0
         running = Gauge("flota_http_requests_running", "Requests being answered.", registry=self.registry)
         running.set_function(lambda: self.running)
@@ -61,17 +63,30 @@ class Metrics:
         self.registry.register(_MqttCollector(endpoint))
 
     def answered(self, path: str, status: int) -> None:
-        """Count one answer; statuses are counted by class (`2xx`) but for 304, 401, 404 and 429, which tell most."""
+        """Count one answer. To be called in the loop's thread."""
         key = (group_of(path), status)
-        counter = self._counters.get(key)
-        if counter is None:
-            shown = str(status) if status in (304, 401, 404, 429) else f"{status // 100}xx"
-            counter = self._counters[key] = self.requests.labels(key[0], shown)
-        counter.inc()
+        self._answers[key] = self._answers.get(key, 0) + 1
 
     def exposition(self) -> tuple[bytes, str]:
         """Return the text for Prometheus and its media type."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+class _AnswersCollector(Collector):
+    """Sums up by class of status (`2xx`) when Prometheus asks; the few statuses that tell most are named."""
+
+    def __init__(self, answers: Mapping[tuple[str, int], int]) -> None:
+        self._answers = answers
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the one counter, by API and status."""
+        totals: Tally[tuple[str, str]] = Tally()
+        for (group, status), count in self._answers.items():
+            totals[group, str(status) if status in _NAMED_STATUSES else f"{status // 100}xx"] += count
+        answers = CounterMetricFamily("flota_http_requests", "Requests answered.", labels=["group", "status"])
+        for labels, count in totals.items():
+            answers.add_metric(labels, count)
+        yield answers
 
 
 class _MqttCollector(Collector):
