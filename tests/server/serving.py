@@ -19,6 +19,7 @@ from flota.server.context import ServerContext, make_context, utc_now
 from flota.server.listeners import Listener, TlsFiles
 from flota.server.problems import EXCEPTION_HANDLERS
 from flota.server.settings import Address, DataDirectory, ServerSettings
+from flota.server.short_way import AnswerAtOnce
 from flota.store.artifacts import ArtifactStore
 from flota.store.database import Database
 from tests.empty_database import make_empty_database
@@ -33,9 +34,11 @@ def make_tls_files(directory: Path, names: tuple[str, ...] = (), now: datetime |
 
 
 @contextlib.asynccontextmanager
-async def listening(app: ASGIApp, tls: TlsFiles | None = None) -> AsyncIterator[Listener]:
+async def listening(
+    app: ASGIApp, tls: TlsFiles | None = None, *, at_once: AnswerAtOnce | None = None
+) -> AsyncIterator[Listener]:
     """Serve `app` inside the block."""
-    listener = Listener(app, LOOPBACK, tls)
+    listener = Listener(app, LOOPBACK, tls, at_once=at_once)
     await listener.start()
     try:
         yield listener

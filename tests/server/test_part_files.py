@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flota.server.api import part_files
-from flota.server.api.part_files import BLOCK_BYTES, BLOCKS_KEPT_MAX, FILES_OPEN_MAX, PartFiles
+from flota.server.api.part_files import BLOCK_BYTES, BLOCKS_KEPT_MAX, FILES_OPEN_MAX, LOOK_EVERY_S, PartFiles
 
 DESCRIPTORS = Path("/proc/self/fd")
 
@@ -97,7 +97,7 @@ async def test_so_many_blocks_are_kept_at_most_and_none_of_a_closed_file(tmp_pat
         assert files.read(str(path), number * BLOCK_BYTES, 10) == bytes(10)
     assert files.blocks_kept == BLOCKS_KEPT_MAX
     remove(path)
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(2 * LOOK_EVERY_S)
     assert (files.read(str(path), 0, 1), files.blocks_kept) == (b"", 0)
 
 
@@ -105,7 +105,7 @@ async def test_what_was_written_into_a_file_is_read_though_a_block_of_it_was_kep
     files = PartFiles()
     assert files.read(str(image), 0, 2) == b"\x00\x01"
     overwrite(image, b"other" * 100)
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(2 * LOOK_EVERY_S)
     assert files.read(str(image), 0, 5) == b"other"
 
 
@@ -113,7 +113,7 @@ async def test_what_is_deleted_is_not_read_and_keeps_no_room_on_the_disk(image: 
     files = PartFiles()
     assert files.read(str(image), 0, 1) == b"\x00"
     remove(image)
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(2 * LOOK_EVERY_S)
     assert (files.read(str(image), 0, 1), len(files)) == (b"", 0)
 
 
@@ -123,7 +123,7 @@ async def test_what_was_put_in_its_place_is_read_instead(image: Path) -> None:
     other = image.with_name("other")
     other.write_bytes(b"other")
     other.replace(image)
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(2 * LOOK_EVERY_S)
     assert files.read(str(image), 0, 5) == b"other"
 
 
@@ -135,7 +135,7 @@ async def test_a_file_that_nobody_asks_for_any_more_is_closed(image: Path, monke
         assert len(files) == 1
         await asyncio.sleep(0.02)
     while len(files):  # noqa: ASYNC110 - that it is closed is told to nobody
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(2 * LOOK_EVERY_S)
     assert files.read(str(image), 0, 1) == b"\x00"
 
 
@@ -149,7 +149,7 @@ async def test_so_many_files_are_open_at_most_and_none_stays_open_without_its_ow
     assert len(files) == FILES_OPEN_MAX
     assert open_below(tmp_path) == FILES_OPEN_MAX
     remove(*paths)
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(2 * LOOK_EVERY_S)
     assert [files.read(str(path), 0, 99) for path in paths] == [b""] * len(paths)
     assert open_below(tmp_path) == 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from flota.server.context import ServerContext
+    from flota.server.short_way import AnswerAtOnce
 
 COMMON_HEADERS: Final = ((b"server", b"flota"), (b"x-content-type-options", b"nosniff"))
 """For every answer. Two short ones: an ESP32 reads answers through a buffer of 512 bytes."""
@@ -30,13 +30,10 @@ PEOPLE_HEADERS: Final = (
 
 PEOPLE_PREFIXES: Final = ("/api/", "/healthz", "/metrics")
 
-AtOnce = Callable[["Scope"], "tuple[Message, Message] | None"]
-"""Returns the start and the whole body of an answer (the start's headers are a list of its own), or None."""
-
 _log = structlog.get_logger(__name__)
 
 
-def build_app(context: ServerContext) -> ASGIApp:
+def build_app(context: ServerContext) -> Outermost:
     """Return the ASGI application that both listeners serve.
 
     DDI comes last: its first path segment is a tenant's name, so its routes would match anything else's.
@@ -83,24 +80,36 @@ def build_app(context: ServerContext) -> ASGIApp:
     return wrap(choose, context, at_once=artifacts.parts.answer)
 
 
-def wrap(app: ASGIApp, context: ServerContext, *, at_once: AtOnce | None = None) -> ASGIApp:
+def wrap(app: ASGIApp, context: ServerContext, *, at_once: AnswerAtOnce | None = None) -> Outermost:
     """Return `app` behind the limits, the common headers, the counters and the last resort.
 
-    `at_once` is asked first: it answers a request within its own limits, without waiting, or leaves it to `app`.
+    `at_once` is asked first, in any thread: it answers a request within its own limits, or leaves it to `app`.
     """
-    return _Outermost(RequestLimits(app, context.settings), context, at_once)
+    return Outermost(RequestLimits(app, context.settings), context, at_once)
 
 
-class _Outermost:
+class Outermost:
     """Counts every request, adds headers, and lets no exception through to the server's own error page."""
 
-    def __init__(self, app: ASGIApp, context: ServerContext, at_once: AtOnce | None) -> None:
+    def __init__(self, app: ASGIApp, context: ServerContext, at_once: AnswerAtOnce | None) -> None:
         self._app = app
         self._metrics = context.metrics
         self._at_once = at_once
         self._polls = context.poll_answers
 
+    def answer_at_once(self, scope: Scope) -> tuple[Message, Message] | None:
+        """Return the whole answer if it needs no waiting and no event loop, else None: then call. For any thread."""
+        answer = self._at_once(scope) if self._at_once is not None else None
+        return None if answer is None else self._finished(scope["path"], answer)
+
+    def _finished(self, path: str, answer: tuple[Message, Message]) -> tuple[Message, Message]:
+        start = answer[0]
+        start["headers"].extend(COMMON_HEADERS)
+        self._metrics.answered(path, start["status"])
+        return answer
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
         if scope["type"] != "http":
             raise RuntimeError(f"nothing here speaks {scope['type']}")
         path: str = scope["path"]
@@ -115,11 +124,8 @@ class _Outermost:
             elif self._at_once is not None:
                 answer = self._at_once(scope)
         if answer is not None:
-            start, body = answer
-            start["headers"].extend(COMMON_HEADERS)
-            await send(start)
-            await send(body)
-            self._metrics.answered(path, start["status"])
+            for message in self._finished(path, answer):
+                await send(message)
             return
         added = COMMON_HEADERS + (PEOPLE_HEADERS if path.startswith(PEOPLE_PREFIXES) else ())
         status = 0

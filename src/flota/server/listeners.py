@@ -27,6 +27,7 @@ from granian.server.embed import Server as EmbeddedGranian
 
 from flota.errors import FlotaError, InvalidInput
 from flota.server.settings import Address
+from flota.server.short_way import AnswerAtOnce, with_short_way
 from flota.server.unacknowledged import kernel_tells
 from flota.server.waiting import wait_for_any
 
@@ -126,15 +127,21 @@ class TlsFiles:
 
 
 class Listener:
-    """One listening socket and the granian that serves it."""
+    """One listening socket and the granian that serves it.
 
-    def __init__(self, app: ASGIApp, address: Address, tls: TlsFiles | None = None) -> None:
+    `at_once` is asked for each request before `app` is, in granian's own thread (`flota.server.short_way`).
+    """
+
+    def __init__(
+        self, app: ASGIApp, address: Address, tls: TlsFiles | None = None, *, at_once: AnswerAtOnce | None = None
+    ) -> None:
         self._app = app
+        self._at_once = at_once
         self._wanted = address
         self._tls = tls
         self._fingerprint = b""
         self._socket: socket.socket | None = None
-        self._running: tuple[EmbeddedGranian, asyncio.Task[None]] | None = None
+        self._running: tuple[_GranianOnSocket, asyncio.Task[None]] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self._lost = asyncio.Event()
 
@@ -195,10 +202,10 @@ class Listener:
         _done, left = await asyncio.wait({task, *self._leaving}, timeout=grace_s)
         return not left
 
-    def _spawn(self) -> tuple[EmbeddedGranian, asyncio.Task[None]]:
+    def _spawn(self) -> tuple[_GranianOnSocket, asyncio.Task[None]]:
         assert self._socket is not None
         server = _GranianOnSocket(self._app, self._socket, self._tls)
-        task = asyncio.create_task(server.serve(), name=f"granian {self.address}")
+        task = asyncio.create_task(server.run(self._at_once), name=f"granian {self.address}")
         task.add_done_callback(self._on_end)
         return server, task
 
@@ -322,6 +329,11 @@ class _GranianOnSocket(EmbeddedGranian):
             ssl_protocol_min=SSLProtocols.tls12,
         )
         self._listening = listening
+
+    async def run(self, at_once: AnswerAtOnce | None) -> None:
+        """Serve until asked to stop."""
+        serve: Any = self.serve  # granian's stub takes it for the one of its other servers
+        await serve(with_short_way(self._spawn_asgi_worker, at_once))
 
     def _init_shared_socket(self) -> None:
         """Give the worker a descriptor of its own: it closes that one, our socket stays open."""

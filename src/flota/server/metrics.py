@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter as Tally
 from typing import TYPE_CHECKING, Final
 
@@ -40,7 +41,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._answers: dict[tuple[str, int], int] = {}
-        """By group and status. A counter of prometheus_client takes a lock for each."""
+        """By group and status."""
+        self._counting = threading.Lock()
         self.registry.register(_AnswersCollector(self._answers))
         self.running = 0
         running = Gauge("flota_http_requests_running", "Requests being answered.", registry=self.registry)
@@ -63,9 +65,10 @@ class Metrics:
         self.registry.register(_MqttCollector(endpoint))
 
     def answered(self, path: str, status: int) -> None:
-        """Count one answer. To be called in the loop's thread."""
+        """Count one answer, in any thread."""
         key = (group_of(path), status)
-        self._answers[key] = self._answers.get(key, 0) + 1
+        with self._counting:
+            self._answers[key] = self._answers.get(key, 0) + 1
 
     def exposition(self) -> tuple[bytes, str]:
         """Return the text for Prometheus and its media type."""
@@ -81,7 +84,7 @@ class _AnswersCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the one counter, by API and status."""
         totals: Tally[tuple[str, str]] = Tally()
-        for (group, status), count in self._answers.items():
+        for (group, status), count in list(self._answers.items()):
             totals[group, str(status) if status in _NAMED_STATUSES else f"{status // 100}xx"] += count
         answers = CounterMetricFamily("flota_http_requests", "Requests answered.", labels=["group", "status"])
         for labels, count in totals.items():

@@ -124,9 +124,10 @@ async def _serve(
     authority = CertificateAuthority(settings.data.certificates)
     listeners = []
     if settings.http is not None:
-        listeners.append(Listener(app, settings.http))
+        listeners.append(Listener(app, settings.http, at_once=app.answer_at_once))
     if settings.https is not None:
-        listeners.append(Listener(app, settings.https, _tls_files(settings, authority, context.now())))
+        tls = _tls_files(settings, authority, context.now())
+        listeners.append(Listener(app, settings.https, tls, at_once=app.answer_at_once))
     mqtt = _mqtt_service(context, authority)
     background_stop = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []

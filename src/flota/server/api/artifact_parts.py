@@ -48,7 +48,10 @@ class _Link(NamedTuple):
 
 
 class ArtifactParts:
-    """Remembers good links until they expire. A file that is deleted is gone at once, though its link is remembered."""
+    """Remembers good links until they expire, for answers in any thread.
+
+    A file that is deleted is gone at once (`part_files.LOOK_EVERY_S`), though its link is remembered.
+    """
 
     def __init__(self, context: ServerContext) -> None:
         self._now = context.now

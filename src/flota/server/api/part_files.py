@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
 from typing import Final
 
 FILES_OPEN_MAX: Final = 32
@@ -20,14 +22,20 @@ BLOCK_BYTES: Final = 64 * 1024
 BLOCKS_KEPT_MAX: Final = 64
 """Blocks in memory, of all the files: 4 MiB."""
 
+LOOK_EVERY_S: Final = 0.02
+"""A file is looked at before it is read from, to see that it is still there, if that was not done for so long. The look
+is a system call, and to do it for every part costs as much as all the rest of the answer."""
+
 IDLE_S: Final = 2.0
 """A file of which no part was asked for so long is closed: what was deleted meanwhile keeps its room on the disk."""
 
 
 class PartFiles:
-    """Reads parts of files by their paths. For one event loop."""
+    """Reads parts of files by their paths, in any thread. To be made in the event loop, which closes what is idle."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
         self._open: dict[str, _OpenFile] = {}
         self._blocks: dict[tuple[_OpenFile, int], bytes] = {}
         self._watched: set[str] = set()
@@ -45,27 +53,25 @@ class PartFiles:
     def read(self, path: str, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset` on, fewer at the file's end; none if they cannot be read.
 
-        None either if the file is deleted; one that was changed is read again.
+        None either if the file was deleted more than `LOOK_EVERY_S` ago; one that was changed is read again.
         """
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        file = self._open.get(path)
-        if file is None or (file.seen_at != now and not file.is_unchanged()):
-            file = self._reopen(path, loop)
-            if file is None:
-                return b""
-        file.seen_at = now  # uvloop's time stands still while it goes through what is ready: one look is enough for all
         number, begin = divmod(offset, BLOCK_BYTES)
         end = begin + length
-        try:
-            part = (self._blocks.get((file, number)) or self._read_block(file, number))[begin:end]
-            while end > BLOCK_BYTES:
-                number, end = number + 1, end - BLOCK_BYTES
-                part += (self._blocks.get((file, number)) or self._read_block(file, number))[:end]
-        except OSError:
-            self._drop(path)
-            return b""
-        return part
+        now = time.monotonic()
+        with self._lock:
+            file = self._open.get(path)
+            try:
+                if file is None or (now - file.looked_at >= LOOK_EVERY_S and not file.is_unchanged(now)):
+                    file = self._reopen(path, now)
+                part = (self._blocks.get((file, number)) or self._read_block(file, number))[begin:end]
+                while end > BLOCK_BYTES:
+                    number, end = number + 1, end - BLOCK_BYTES
+                    part += (self._blocks.get((file, number)) or self._read_block(file, number))[:end]
+            except OSError:
+                self._drop(path)
+                return b""
+            file.used_at = now
+            return part
 
     def _read_block(self, file: _OpenFile, number: int) -> bytes:
         """Return a block, which is shorter at the file's end, and keep it. Raises `OSError`."""
@@ -75,19 +81,16 @@ class PartFiles:
         self._blocks[file, number] = block
         return block
 
-    def _reopen(self, path: str, loop: asyncio.AbstractEventLoop) -> _OpenFile | None:
-        """Return the file that is there now, open; None if there is none that can be read."""
+    def _reopen(self, path: str, now: float) -> _OpenFile:
+        """Return the file that is there now, open. Raises `OSError`."""
         self._drop(path)
-        try:
-            file = _OpenFile(path)
-        except OSError:
-            return None
+        file = _OpenFile(path, now)
         if len(self._open) >= FILES_OPEN_MAX:
             self._drop(next(iter(self._open)))  # the one that was opened first
-        self._open[path] = file
         if path not in self._watched:
+            self._loop.call_soon_threadsafe(self._loop.call_later, IDLE_S, self._close_idle, path)
             self._watched.add(path)
-            loop.call_later(IDLE_S, self._close_idle, path, loop)
+        self._open[path] = file
         return file
 
     def _drop(self, path: str) -> None:
@@ -96,27 +99,29 @@ class PartFiles:
             for key in [key for key in self._blocks if key[0] is file]:
                 del self._blocks[key]
 
-    def _close_idle(self, path: str, loop: asyncio.AbstractEventLoop) -> None:
-        file = self._open.get(path)
-        if file is not None and loop.time() - file.seen_at < IDLE_S:
-            loop.call_later(IDLE_S, self._close_idle, path, loop)
-            return
-        self._watched.discard(path)
-        self._drop(path)
+    def _close_idle(self, path: str) -> None:
+        with self._lock:
+            file = self._open.get(path)
+            if file is not None and time.monotonic() - file.used_at < IDLE_S:
+                self._loop.call_later(IDLE_S, self._close_idle, path)
+                return
+            self._watched.discard(path)
+            self._drop(path)
 
 
 class _OpenFile:
     """A descriptor, closed when nothing refers to it any more."""
 
-    __slots__ = ("_size", "_written_at", "descriptor", "seen_at")
+    __slots__ = ("_size", "_written_at", "descriptor", "looked_at", "used_at")
 
     descriptor: int
-    seen_at: float
+    looked_at: float
+    used_at: float
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, now: float) -> None:
         self.descriptor = -1
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.seen_at = 0.0
+        self.looked_at = self.used_at = now
         status = os.fstat(self.descriptor)
         self._size, self._written_at = status.st_size, status.st_mtime_ns
 
@@ -124,8 +129,9 @@ class _OpenFile:
         if self.descriptor >= 0:
             os.close(self.descriptor)
 
-    def is_unchanged(self) -> bool:
+    def is_unchanged(self, now: float) -> bool:
         """Whether it has a name yet, as one that was deleted or replaced has not, and nobody wrote into it."""
+        self.looked_at = now
         try:
             status = os.fstat(self.descriptor)
         except OSError:  # a file system that is elsewhere, and lost it
