@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flota.errors import TooLarge
+from flota.gateway import artifact_cache
 from flota.gateway.artifact_cache import ArtifactCache, Source
 from flota.transports.download import DigestMismatch, NotOffered
 from flota.transports.http import http_client
@@ -60,6 +61,29 @@ async def test_fifty_devices_at_once_make_one_download(tmp_path: Path) -> None:
     assert set(got) == {files.files["/a"]}
     assert files.asked == 1
     assert cache.counts.downloads == 1
+
+
+async def test_a_device_whose_look_was_slow_does_not_download_what_another_has_fetched_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, fetched, looks = Files({"/a": b"firmware"}), asyncio.Event(), []
+
+    async def look(read: Callable[[], bytes]) -> bytes:
+        looks.append(read)
+        try:
+            return read()
+        finally:
+            if len(looks) == 1:
+                await fetched.wait()
+
+    async with opened(tmp_path, files) as cache:
+        monkeypatch.setattr(artifact_cache.asyncio, "to_thread", look)
+        slow = asyncio.create_task(cache.get(files.source("/a", who="slow")))
+        await asyncio.sleep(0)
+        assert await cache.get(files.source("/a", who="quick")) == b"firmware"
+        fetched.set()
+        assert await slow == b"firmware"
+    assert (len(looks), files.asked, cache.counts.downloads) == (3, 1, 1)
 
 
 async def test_a_broken_download_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ class ArtifactCache:
         await task
 
     async def _download(self, source: Source) -> None:
+        if (self._directory / source.sha256).exists():
+            return  # another device's download ended while this one's look, which found nothing yet, was on its way
         if source.size > self._max_bytes:
             raise TooLarge("the file is larger than the cache", expected=self._max_bytes, found=source.size)
         self._make_room(source.size, keep=source.sha256)
