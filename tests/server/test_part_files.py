@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,50 @@ async def test_what_was_written_into_a_file_is_read_though_a_block_of_it_was_kep
     overwrite(image, b"other" * 100)
     await asyncio.sleep(2 * LOOK_EVERY_S)
     assert files.read(str(image), 0, 5) == b"other"
+
+
+async def test_what_was_written_over_with_as_many_bytes_is_read_again(image: Path) -> None:
+    files = PartFiles()
+    assert files.read(str(image), 0, 1) == b"\x00"
+    overwrite(image, bytes(reversed(range(256))))
+    os.utime(image, ns=(0, 0))  # a clock of coarse steps might show the same time twice
+    await asyncio.sleep(2 * LOOK_EVERY_S)
+    assert files.read(str(image), 0, 1) == b"\xff"
+
+
+@pytest.mark.skipif(not DESCRIPTORS.exists(), reason="the system does not show a process's descriptors")
+async def test_threads_do_not_keep_more_than_the_bounds_nor_lose_a_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part_files, "BLOCKS_KEPT_MAX", 1)
+    monkeypatch.setattr(part_files, "FILES_OPEN_MAX", 1)
+    monkeypatch.setattr(part_files, "LOOK_EVERY_S", 0.0)
+    read_now, reading, together = os.pread, [], set()
+
+    def slow_read(descriptor: int, length: int, offset: int) -> bytes:
+        reading.append(offset)
+        time.sleep(0.0005)  # another thread's turn, in the middle of everything
+        together.add(len(reading))
+        reading.pop()
+        return read_now(descriptor, length, offset)
+
+    monkeypatch.setattr(part_files.os, "pread", slow_read)
+    paths = [tmp_path / name for name in ("a.bin", "b.bin")]
+    for path in paths:
+        overwrite(path, path.name.encode() * BLOCK_BYTES)
+    files, kept = PartFiles(), set()
+
+    def fetch(seed: int) -> None:
+        for step in range(100):
+            path = paths[(seed + step) % 2]
+            offset = step % 32 * 4096
+            expected = (path.name.encode() * (4096 + 5))[offset % 5 :][:4096]
+            assert files.read(str(path), offset, 4096) == expected
+            kept.add(len(files))
+
+    await asyncio.gather(*(asyncio.to_thread(fetch, seed) for seed in range(4)))
+    assert (together, kept) == ({1}, {1})
+    assert open_below(tmp_path) == 1
 
 
 async def test_what_is_deleted_is_not_read_and_keeps_no_room_on_the_disk(image: Path) -> None:

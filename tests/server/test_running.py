@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
+import threading
 from pathlib import Path
 
+import httpx
 import pytest
+from starlette.types import Scope as RequestScope
 
 from flota.fleet.audit import AuditEntry
 from flota.fleet.scope import Scope
 from flota.server import running
+from flota.server.api.artifact_parts import ArtifactParts
 from flota.server.journal import Journal
 from flota.server.running import RunningServer, run_server
 from flota.server.settings import DataDirectory, ServerSettings
@@ -51,3 +56,27 @@ async def test_what_somebody_asked_for_who_has_left_is_over_before_the_database_
     go_on.set()
     assert await serving
     assert [[entry.sequence for entry in page] for page in pages] == [list(range(1, len(pages[0]) + 1))]
+
+
+async def test_both_listeners_ask_first_whether_a_request_can_be_answered_without_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_to_stop, asked = asyncio.Event(), []
+
+    def answer(_parts: ArtifactParts, scope: RequestScope) -> None:
+        asked.append((scope["scheme"], threading.get_ident() == loops_thread))
+
+    loops_thread = threading.get_ident()
+    monkeypatch.setattr(running, "_stop_signals", lambda: contextlib.nullcontext(asked_to_stop))
+    monkeypatch.setattr(ArtifactParts, "answer", answer)
+    settings = ServerSettings(data=DataDirectory(tmp_path), http=LOOPBACK, https=LOOPBACK)
+    listening: asyncio.Future[RunningServer] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(run_server(settings, announce=listening.set_result))
+    server = await listening
+    trusting = ssl.create_default_context(cafile=str(settings.data.certificates / "root.crt"))
+    async with httpx.AsyncClient(verify=trusting, timeout=60) as client:
+        for url in (server.http, server.https):
+            assert (await client.get(f"{url}/healthz")).status_code == 200
+    asked_to_stop.set()
+    assert await serving
+    assert asked == [("http", False), ("http", True), ("https", False), ("https", True)], "then, and only then, by call"

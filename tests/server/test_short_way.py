@@ -24,6 +24,7 @@ from flota.server.short_way import LoopBehindShortWay, with_short_way
 from tests.server.programs import curl
 from tests.server.serving import a_context, listening, make_tls_files, url_of
 
+WAIT_S = 60.0
 SHORT, LONG = b"at once", b"by the loop"
 
 
@@ -56,6 +57,10 @@ def _answer(body: bytes) -> tuple[Message, Message]:
     return start, {"type": "http.response.body", "body": body, "more_body": False}
 
 
+def a_client() -> httpx.AsyncClient:
+    return httpx.AsyncClient(timeout=WAIT_S)
+
+
 @pytest.mark.program
 @pytest.mark.parametrize("flag", ["--http1.0", "--http1.1", "--http2-prior-knowledge"])
 async def test_what_can_be_answered_at_once_never_gets_to_the_loop(flag: str) -> None:
@@ -73,7 +78,7 @@ async def test_over_tls_too_and_one_connection_takes_both_ways_in_turn(tmp_path:
     app = Counted()
     async with (
         listening(app, make_tls_files(tmp_path), at_once=app.answer) as listener,
-        httpx.AsyncClient(verify=_trusting(tmp_path), http2=True) as client,
+        httpx.AsyncClient(verify=_trusting(tmp_path), http2=True, timeout=WAIT_S) as client,
     ):
         for _ in range(3):
             assert (await client.get(url_of(listener, "/short"))).content == SHORT
@@ -87,20 +92,38 @@ async def test_over_tls_too_and_one_connection_takes_both_ways_in_turn(tmp_path:
 async def test_a_bug_in_the_short_way_is_logged_and_the_request_is_answered_all_the_same() -> None:
     app = Counted()
     with structlog.testing.capture_logs() as logs:
-        async with listening(app, at_once=app.answer) as listener, httpx.AsyncClient() as client:
+        async with listening(app, at_once=app.answer) as listener, a_client() as client:
             answers = [(await client.get(url_of(listener, path))).content for path in ("/broken", "/short")]
     assert answers == [LONG, SHORT]
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["request.not_answered_at_once"]
 
 
-async def test_an_answer_that_cannot_be_sent_ends_that_request_and_no_other() -> None:
+async def test_a_bug_in_the_whole_servers_short_way_is_logged_and_the_request_is_answered_all_the_same(
+    tmp_path: Path,
+) -> None:
+    def broken(scope: Scope) -> None:
+        raise KeyError(scope["path"])
+
+    async with a_context(tmp_path) as context:
+        app = wrap(Counted(), context, at_once=broken)
+        with structlog.testing.capture_logs() as logs:
+            async with listening(app, at_once=app.answer_at_once) as listener, a_client() as client:
+                answer = await client.get(url_of(listener, "/any"))
+    assert (answer.content, answer.headers["server"]) == (LONG, "flota")
+    assert {entry["event"] for entry in logs if entry["log_level"] == "error"} == {"request.not_answered_at_once"}
+
+
+async def test_an_answer_that_cannot_be_sent_ends_that_request_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
     def answer(scope: Scope) -> tuple[Message, Message] | None:
         whole = _answer(SHORT)
         return whole if scope["path"] == "/short" else (whole[1], whole[1])
 
-    async with listening(Counted(), at_once=answer) as listener, httpx.AsyncClient() as client:
+    async with listening(Counted(), at_once=answer) as listener, a_client() as client:
         assert (await client.get(url_of(listener, "/no-start"))).status_code == 500
         assert (await client.get(url_of(listener, "/short"))).content == SHORT
+        async with asyncio.timeout(WAIT_S):
+            while "Application callable raised" not in caplog.text:  # noqa: ASYNC110 - granian logs after its answer
+                await asyncio.sleep(0.01)
 
 
 async def test_what_is_no_request_goes_to_the_loop() -> None:
@@ -135,11 +158,12 @@ IMAGE = bytes(n % 251 for n in range(300_000))
 
 @dataclass
 class Served:
-    """One artifact with a link to it, served as the server does."""
+    """One artifact with a link to it, served as the server does, and the threads in which parts of it were given."""
 
     context: ServerContext
     url: str
     path: Path
+    given_in: list[int]
 
 
 @pytest.fixture
@@ -148,12 +172,20 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         with context.artifacts.upload() as upload:
             upload.write(IMAGE)
             sha256 = upload.finish().sha256
-        api = ArtifactApi(context)
-        app = wrap(api, context, at_once=api.parts.answer)
+        api, given_in = ArtifactApi(context), []
+
+        def answer(scope: Scope) -> tuple[Message, Message] | None:
+            found = api.parts.answer(scope)
+            if found is not None:
+                given_in.append(threading.get_ident())
+            return found
+
+        app = wrap(api, context, at_once=answer)
         token = context.download_tokens.issue(sha256, device_id=7, now=context.now())
         async with listening(app, at_once=app.answer_at_once) as listener:
             url = url_of(listener, f"/artifacts/{sha256}?token={token}")
-            yield Served(context, url, context.artifacts.path(sha256))
+            yield Served(context, url, context.artifacts.path(sha256), given_in)
+        assert threading.get_ident() not in given_in
 
 
 async def _part(client: httpx.AsyncClient, url: str, first: int, last: int) -> httpx.Response:
@@ -163,7 +195,7 @@ async def _part(client: httpx.AsyncClient, url: str, first: int, last: int) -> h
 async def test_many_devices_that_fetch_by_small_parts_get_the_same_file_and_each_part_is_counted(
     served: Served,
 ) -> None:
-    async with httpx.AsyncClient(limits=httpx.Limits(max_connections=8), timeout=60) as client:
+    async with httpx.AsyncClient(limits=httpx.Limits(max_connections=8), timeout=WAIT_S) as client:
         (await _part(client, served.url, 0, 0)).raise_for_status()
 
         async def fetch() -> bytes:
@@ -179,35 +211,38 @@ async def test_many_devices_that_fetch_by_small_parts_get_the_same_file_and_each
         "flota_http_requests_total", {"group": "artifacts", "status": "2xx"}
     )
     assert counted == 1 + 4 * -(-len(IMAGE) // 4096)
+    assert len(served.given_in) == counted - 1
 
 
 async def test_a_part_has_the_headers_of_the_ordinary_way(served: Served) -> None:
-    async with httpx.AsyncClient() as client:
+    async with a_client() as client:
         first, again = [await _part(client, served.url, 10, 20) for _ in range(2)]
     volatile = {"date"}
     assert [pair for pair in again.headers.raw if pair[0].decode() not in volatile] == [
         pair for pair in first.headers.raw if pair[0].decode() not in volatile
     ]
     assert (again.status_code, again.content) == (206, IMAGE[10:21])
+    assert len(served.given_in) == 1
 
 
 async def test_a_file_that_nobody_asks_for_any_more_is_closed_by_the_loop(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(part_files, "IDLE_S", 0.05)
-    closed: list[int] = []
-    drop_now = part_files.PartFiles._drop
+    closed: list[tuple[int, int]] = []
+    close_now = part_files.PartFiles._close_idle
 
     def told(files: part_files.PartFiles, path: str) -> None:
-        drop_now(files, path)
-        closed.append(threading.get_ident())
+        close_now(files, path)
+        closed.append((len(files), threading.get_ident()))
 
-    monkeypatch.setattr(part_files.PartFiles, "_drop", told)
-    async with httpx.AsyncClient() as client:
+    monkeypatch.setattr(part_files.PartFiles, "_close_idle", told)
+    async with a_client() as client:
         for _ in range(2):
             assert (await _part(client, served.url, 0, 9)).status_code == 206
-    async with asyncio.timeout(10):
-        while threading.get_ident() not in closed:  # noqa: ASYNC110 - that it is closed is told to nobody
+    assert len(served.given_in) == 1
+    async with asyncio.timeout(WAIT_S):
+        while (0, threading.get_ident()) not in closed:  # noqa: ASYNC110 - that it is closed is told to nobody
             await asyncio.sleep(0.01)
 
 

@@ -98,15 +98,25 @@ class Outermost:
         self._polls = context.poll_answers
 
     def answer_at_once(self, scope: Scope) -> tuple[Message, Message] | None:
-        """Return the whole answer if it needs no waiting and no event loop, else None: then call. For any thread."""
-        answer = self._at_once(scope) if self._at_once is not None else None
-        return None if answer is None else self._finished(scope["path"], answer)
+        """Return the whole answer, counted, if it needs no waiting and no event loop; None if it needs a call.
 
-    def _finished(self, path: str, answer: tuple[Message, Message]) -> tuple[Message, Message]:
-        start = answer[0]
-        start["headers"].extend(COMMON_HEADERS)
-        self._metrics.answered(path, start["status"])
+        For any thread. Raises nothing.
+        """
+        answer = self._asked_at_once(scope)
+        if answer is not None:
+            start = answer[0]
+            start["headers"].extend(COMMON_HEADERS)
+            self._metrics.answered(scope["path"], start["status"])
         return answer
+
+    def _asked_at_once(self, scope: Scope) -> tuple[Message, Message] | None:
+        if self._at_once is None:
+            return None
+        try:
+            return self._at_once(scope)
+        except Exception as error:  # noqa: BLE001 - a bug of ours in the short way; the application has a longer one
+            _log.error("request.not_answered_at_once", path=scope["path"], exc_info=error)
+            return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -121,11 +131,14 @@ class Outermost:
                     answer = await self._polls.ask_again(scope, scope[ADMITTED])
                 finally:
                     self._metrics.running -= 1
-            elif self._at_once is not None:
-                answer = self._at_once(scope)
+            else:  # its listener may have no short way
+                answer = self._asked_at_once(scope)
         if answer is not None:
-            for message in self._finished(path, answer):
-                await send(message)
+            start, body = answer
+            start["headers"].extend(COMMON_HEADERS)
+            await send(start)
+            await send(body)
+            self._metrics.answered(path, start["status"])
             return
         added = COMMON_HEADERS + (PEOPLE_HEADERS if path.startswith(PEOPLE_PREFIXES) else ())
         status = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter as Tally
 from typing import TYPE_CHECKING, Final
 
@@ -80,6 +81,7 @@ class _AnswersCollector(Collector):
 
     def __init__(self, answers: Mapping[tuple[str, int], int]) -> None:
         self._answers = answers
+        self._began_at = time.time()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the one counter, by API and status."""
@@ -88,7 +90,7 @@ class _AnswersCollector(Collector):
             totals[group, str(status) if status in _NAMED_STATUSES else f"{status // 100}xx"] += count
         answers = CounterMetricFamily("flota_http_requests", "Requests answered.", labels=["group", "status"])
         for labels, count in totals.items():
-            answers.add_metric(labels, count)
+            answers.add_metric(labels, count, created=self._began_at)
         yield answers
 
 

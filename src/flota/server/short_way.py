@@ -1,4 +1,4 @@
-"""Answers given in the thread in which granian reads requests, without the way through the event loop and back.
+"""Answers given in the thread in which granian calls Python, without the way through the event loop and back.
 
 To hand a request over to the loop, and its answer back, costs two changes of thread, with the interpreter's lock each
 time. For a small part of an image, of which a device fetches hundreds one after the other, that is a third of all the
@@ -11,6 +11,7 @@ over. A granian that does that otherwise lets every request go the ordinary way;
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 AnswerAtOnce = Callable[["Scope"], "tuple[Message, Message] | None"]
 """Returns the start and the whole body of an answer (the start's headers are a list of its own), or None for the
-ordinary way. Called in any thread."""
+ordinary way. Called in any thread; it must not wait: all other requests of its listener stand behind this one."""
 
 _SCHEDULER_MAKER: Final = "_new_cbscheduler"
 """What granian makes a scheduler with, of a loop, of the function that answers and more (granian/_futures.py)."""
@@ -78,14 +79,16 @@ class LoopBehindShortWay:
         return self._loop.call_soon_threadsafe(callback, *arguments, context=context)
 
     def _is_answered(self, request: Any) -> bool:
-        """Answer, if that is possible; granian would die of what is raised here."""
+        """Answer, if that is possible. Raises nothing: granian's thread would end, and its listener with it."""
         try:
             scope, send = request.scope, request.proto.send
-            answer = self._answer(scope)
         except AttributeError:  # something else, of another granian's
             return False
-        except Exception as error:  # noqa: BLE001 - a bug of ours; the ordinary way has an answer to those too
-            _log.error("request.not_answered_at_once", exc_info=error)
+        try:
+            answer = self._answer(scope)
+        except Exception as error:  # noqa: BLE001 - a bug of ours; the ordinary way may do better
+            with contextlib.suppress(Exception):
+                _log.error("request.not_answered_at_once", exc_info=error)
             return False
         if answer is None:
             return False

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flota.server.context import ServerContext
 
 PART_MAX_BYTES: Final = 64 * 1024
-"""Read in the loop's own thread, and held in memory until the peer took it."""
+"""Read while other requests wait, and held in memory until the peer took it."""
 
 KNOWN_LINKS_MAX: Final = 4096
 """Links that are remembered; one is about 600 bytes."""
@@ -50,7 +50,7 @@ class _Link(NamedTuple):
 class ArtifactParts:
     """Remembers good links until they expire, for answers in any thread.
 
-    A file that is deleted is gone at once (`part_files.LOOK_EVERY_S`), though its link is remembered.
+    A file that is deleted is gone after `part_files.LOOK_EVERY_S`, though its link is remembered.
     """
 
     def __init__(self, context: ServerContext) -> None:
@@ -72,7 +72,7 @@ class ArtifactParts:
         self._links[(scope["path"], query)] = _Link(grant.expires_at, str(path), size, headers)
 
     def answer(self, scope: Scope) -> tuple[Message, Message] | None:
-        """Return the two messages of a 206 for a plain request for a small part, else None. Raises nothing."""
+        """Return the two messages of a 206 for a plain request for a small part, else None."""
         link = self._links.get((scope["path"], scope["query_string"]))
         if link is None or scope["method"] != "GET":
             return None

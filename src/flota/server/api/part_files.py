@@ -16,11 +16,11 @@ from typing import Final
 FILES_OPEN_MAX: Final = 32
 """Images that are fetched in parts at the same time without being opened for each part."""
 
-BLOCK_BYTES: Final = 64 * 1024
-"""Read at once: sixteen parts of 4 KiB."""
+BLOCK_BYTES: Final = 32 * 1024
+"""Read at once: eight parts of 4 KiB. A part that is as large is read alone."""
 
-BLOCKS_KEPT_MAX: Final = 64
-"""Blocks in memory, of all the files: 4 MiB."""
+BLOCKS_KEPT_MAX: Final = 128
+"""Blocks in memory, of all the files: 4 MiB. With more devices at as many places, each part may cost a block."""
 
 LOOK_EVERY_S: Final = 0.02
 """A file is looked at before it is read from, to see that it is still there, if that was not done for so long. The look
@@ -51,27 +51,44 @@ class PartFiles:
         return len(self._blocks)
 
     def read(self, path: str, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on, fewer at the file's end; none if they cannot be read.
+        """Return `length` bytes from `offset` on: fewer at the file's end, `b""` if they cannot be read.
 
-        None either if the file was deleted more than `LOOK_EVERY_S` ago; one that was changed is read again.
+        What was deleted, or written into, is noticed after `LOOK_EVERY_S` at most. Raises `RuntimeError` if the event
+        loop has ended.
         """
-        number, begin = divmod(offset, BLOCK_BYTES)
-        end = begin + length
-        now = time.monotonic()
         with self._lock:
-            file = self._open.get(path)
             try:
-                if file is None or (now - file.looked_at >= LOOK_EVERY_S and not file.is_unchanged(now)):
-                    file = self._reopen(path, now)
-                part = (self._blocks.get((file, number)) or self._read_block(file, number))[begin:end]
-                while end > BLOCK_BYTES:
-                    number, end = number + 1, end - BLOCK_BYTES
-                    part += (self._blocks.get((file, number)) or self._read_block(file, number))[:end]
+                return self._part(self._open_file(path), offset, length)
             except OSError:
                 self._drop(path)
                 return b""
-            file.used_at = now
-            return part
+
+    def _open_file(self, path: str) -> _OpenFile:
+        """Return the file that is there now, open. Raises `OSError`."""
+        now = time.monotonic()
+        file = self._open.get(path)
+        if file is None or (now - file.looked_at >= LOOK_EVERY_S and not file.is_unchanged(now)):
+            self._drop(path)
+            file = _OpenFile(path, now)
+            if len(self._open) >= FILES_OPEN_MAX:
+                self._drop(next(iter(self._open)))  # the one that was opened first
+            if path not in self._watched:
+                self._loop.call_soon_threadsafe(self._loop.call_later, IDLE_S, self._close_idle, path)
+                self._watched.add(path)
+            self._open[path] = file
+        file.used_at = now
+        return file
+
+    def _part(self, file: _OpenFile, offset: int, length: int) -> bytes:
+        if length >= BLOCK_BYTES:
+            return os.pread(file.descriptor, length, offset)
+        number, begin = divmod(offset, BLOCK_BYTES)
+        end = begin + length
+        part = (self._blocks.get((file, number)) or self._read_block(file, number))[begin:end]
+        if end > BLOCK_BYTES:
+            number, end = number + 1, end - BLOCK_BYTES
+            part += (self._blocks.get((file, number)) or self._read_block(file, number))[:end]
+        return part
 
     def _read_block(self, file: _OpenFile, number: int) -> bytes:
         """Return a block, which is shorter at the file's end, and keep it. Raises `OSError`."""
@@ -80,18 +97,6 @@ class PartFiles:
             del self._blocks[next(iter(self._blocks))]  # the one that was read first
         self._blocks[file, number] = block
         return block
-
-    def _reopen(self, path: str, now: float) -> _OpenFile:
-        """Return the file that is there now, open. Raises `OSError`."""
-        self._drop(path)
-        file = _OpenFile(path, now)
-        if len(self._open) >= FILES_OPEN_MAX:
-            self._drop(next(iter(self._open)))  # the one that was opened first
-        if path not in self._watched:
-            self._loop.call_soon_threadsafe(self._loop.call_later, IDLE_S, self._close_idle, path)
-            self._watched.add(path)
-        self._open[path] = file
-        return file
 
     def _drop(self, path: str) -> None:
         file = self._open.pop(path, None)
