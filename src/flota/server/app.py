@@ -105,7 +105,7 @@ class Outermost:
         answer = self._asked_at_once(scope)
         if answer is not None:
             start = answer[0]
-            start["headers"].extend(COMMON_HEADERS)
+            start["headers"] += COMMON_HEADERS
             self._metrics.answered(scope["path"], start["status"])
         return answer
 

@@ -29,10 +29,10 @@ _DDI_SECOND_SEGMENT: Final = "controller"
 
 def group_of(path: str) -> str:
     """Return the API that serves `path`, one of `GROUPS`."""
-    segments = path.split("/", 3)
-    if len(segments) > 1 and segments[1] in _FIRST_SEGMENTS:
-        return segments[1]
-    return "ddi" if len(segments) > 2 and segments[2] == _DDI_SECOND_SEGMENT else "other"
+    first, _, rest = path[1:].partition("/")
+    if first in _FIRST_SEGMENTS:
+        return first
+    return "ddi" if rest.partition("/")[0] == _DDI_SECOND_SEGMENT else "other"
 
 
 class Metrics:

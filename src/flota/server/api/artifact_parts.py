@@ -97,13 +97,14 @@ class ArtifactParts:
 
 def _plain_range(headers: list[tuple[bytes, bytes]]) -> re.Match[bytes] | None:
     """Return the one range of a request without conditions, without a body and within the header limits."""
-    asked, total = b"", 0
-    for name, value in headers:
-        total += len(name) + len(value)
-        if name == b"range":
-            if asked:
-                return None
-            asked = value
-        elif name in _NOT_PLAIN:
-            return None
-    return _FIRST_AND_LAST.match(asked) if total <= HEADERS_MAX_BYTES and len(headers) <= HEADERS_MAX_COUNT else None
+    fields = dict(headers)
+    asked = fields.get(b"range")
+    if (
+        asked is None
+        or len(fields) != len(headers)  # some header twice: it might be that one
+        or not _NOT_PLAIN.isdisjoint(fields)
+        or len(fields) > HEADERS_MAX_COUNT
+        or sum(map(len, fields)) + sum(map(len, fields.values())) > HEADERS_MAX_BYTES
+    ):
+        return None
+    return _FIRST_AND_LAST.match(asked)

@@ -56,30 +56,38 @@ class PartFiles:
         What was deleted, or written into, is noticed after `LOOK_EVERY_S` at most. Raises `RuntimeError` if the event
         loop has ended.
         """
+        number, begin = divmod(offset, BLOCK_BYTES)
         with self._lock:
+            now = time.monotonic()
+            file = self._open.get(path)
             try:
-                return self._part(self._open_file(path), offset, length)
+                if file is None or now - file.looked_at >= LOOK_EVERY_S:
+                    file = self._looked_at(path, file, now)
+                file.used_at = now
+                block = self._blocks.get((file, number))
+                if block is not None and begin + length <= BLOCK_BYTES:
+                    return block[begin : begin + length]
+                return self._read_part(file, offset, length)
             except OSError:
                 self._drop(path)
                 return b""
 
-    def _open_file(self, path: str) -> _OpenFile:
-        """Return the file that is there now, open. Raises `OSError`."""
-        now = time.monotonic()
-        file = self._open.get(path)
-        if file is None or (now - file.looked_at >= LOOK_EVERY_S and not file.is_unchanged(now)):
-            self._drop(path)
-            file = _OpenFile(path, now)
-            if len(self._open) >= FILES_OPEN_MAX:
-                self._drop(next(iter(self._open)))  # the one that was opened first
-            if path not in self._watched:
-                self._loop.call_soon_threadsafe(self._loop.call_later, IDLE_S, self._close_idle, path)
-                self._watched.add(path)
-            self._open[path] = file
-        file.used_at = now
+    def _looked_at(self, path: str, file: _OpenFile | None, now: float) -> _OpenFile:
+        """Return `file` if it is still the one that is there, else that one, open. Raises `OSError`."""
+        if file is not None and file.is_unchanged(now):
+            return file
+        self._drop(path)
+        file = _OpenFile(path, now)
+        if len(self._open) >= FILES_OPEN_MAX:
+            self._drop(next(iter(self._open)))  # the one that was opened first
+        if path not in self._watched:
+            self._loop.call_soon_threadsafe(self._loop.call_later, IDLE_S, self._close_idle, path)
+            self._watched.add(path)
+        self._open[path] = file
         return file
 
-    def _part(self, file: _OpenFile, offset: int, length: int) -> bytes:
+    def _read_part(self, file: _OpenFile, offset: int, length: int) -> bytes:
+        """Return a part that is in no block yet, or in two, or larger than one. Raises `OSError`."""
         if length >= BLOCK_BYTES:
             return os.pread(file.descriptor, length, offset)
         number, begin = divmod(offset, BLOCK_BYTES)
