@@ -164,3 +164,7 @@ async def small_http2(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await listening.wait_closed()
+        async with asyncio.timeout(10):
+            # before Python 3.12 that does not wait for those that still shake hands
+            while getattr(listening, "_active_count", 0):  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.01)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 import socket
 import ssl
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +16,10 @@ import pytest
 from h2.settings import SettingCodes
 
 from flota.images.esp_otadata import OtaState, active_entry
+from flota.protocols.viam import parse_download_url
+from flota.transports.http import tls_context
 from flota.trust.certificates import Issuer, make_root, make_server_certificate, new_key, pack_certificates, pack_key
+from flota.virtual.agents import viam_link
 from flota.virtual.esp_ota import OtaData
 from flota.virtual.events import EventKind
 from flota.virtual.flash import FlashOperationKind
@@ -379,6 +384,29 @@ async def test_tls_without_h2_is_no_connection(bench: ViamBench, private_ca: tup
         await bench.live_until(bench.happened(EventKind.UPDATE_FAILED), cacert=private_ca[0])
     assert server.requests == []
     assert "does not speak HTTP/2" in bench.texts(EventKind.BREAK)[0]
+
+
+async def test_a_server_that_does_not_say_goodbye_keeps_no_connection_open(
+    private_ca: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(viam_link, "CLOSE_LIMIT_S", 0.05)
+    closed = threading.Event()
+
+    def serve_without_reading(listening: socket.socket) -> None:
+        peer, _ = listening.accept()
+        with server_tls(private_ca[1], "h2").wrap_socket(peer, server_side=True):
+            closed.wait(60)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = asyncio.create_task(asyncio.to_thread(serve_without_reading, listening))
+        address = parse_download_url(f"https://127.0.0.1:{listening.getsockname()[1]}/fw.bin")
+        link = await viam_link.DeviceHttp2.open(address, viam_link.device_tls(tls_context(private_ca[0])))
+        used = link._writer.get_extra_info("socket")
+        await link.close()
+        await asyncio.sleep(0)
+        assert used.fileno() == -1
+        closed.set()
+        await serving
 
 
 def test_the_bench_is_the_board_of_the_guide_but_for_the_size(bench: ViamBench) -> None:

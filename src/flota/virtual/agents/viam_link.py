@@ -192,9 +192,12 @@ class DeviceHttp2:
     async def close(self) -> None:
         """Drop the connection, as the device does."""
         self._writer.close()
-        with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
-            async with asyncio.timeout(CLOSE_LIMIT_S):
-                await self._writer.wait_closed()
+        try:
+            with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
+                async with asyncio.timeout(CLOSE_LIMIT_S):
+                    await self._writer.wait_closed()
+        finally:  # a server that does not say goodbye, or power that goes meanwhile: nothing stays open
+            self._writer.transport.abort()
 
     def _agree_on_http2(self) -> None:
         if not self._address.uses_tls:
