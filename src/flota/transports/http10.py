@@ -89,9 +89,12 @@ async def http10_exchange(
         yield Http10Answer(status, headers, reader, silence_limit_s)
     finally:
         writer.close()
-        with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
-            async with asyncio.timeout(silence_limit_s):
-                await writer.wait_closed()
+        try:
+            with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
+                async with asyncio.timeout(silence_limit_s):
+                    await writer.wait_closed()
+        finally:  # a server that does not say goodbye over TLS, or power that goes meanwhile
+            writer.transport.abort()
 
 
 def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
