@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flota.errors import InvalidInput, PeerError
-from flota.transports.http10 import LinkBroken, http10_exchange, parse_head, split_url
+from flota.transports import http10
+from flota.transports.http10 import LinkBroken, connect_as_device, http10_exchange, parse_head, split_url
+from tests.server.serving import make_tls_files
 
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 
@@ -80,3 +86,35 @@ def test_only_http_urls_are_taken(url: str) -> None:
 
 def test_the_first_of_equal_headers_counts_and_nonsense_is_ignored() -> None:
     assert parse_head(b"HTTP/1.1 304 X\r\nA: 1\r\na: 2\r\nnonsense\r\n\r\n") == (304, {"a": "1"})
+
+
+@pytest.mark.parametrize("turns", range(9))
+@pytest.mark.parametrize("secure", [False, True])
+async def test_who_is_canceled_while_connecting_leaves_no_socket_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int, secure: bool
+) -> None:
+    begun: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+    open_now = asyncio.open_connection
+
+    def opened(**named: Any) -> Any:
+        begun.set_result(named["sock"])
+        return open_now(**named)
+
+    monkeypatch.setattr(http10.asyncio, "open_connection", opened)
+    trusting = None
+    if secure:
+        make_tls_files(tmp_path)
+        trusting = ssl.create_default_context(cafile=str(tmp_path / "root.crt"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # nobody accepts: a handshake gets no answer
+        connecting = asyncio.ensure_future(connect_as_device("127.0.0.1", listening.getsockname()[1], trusting))
+        link = await begun
+        descriptor = link.fileno()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        connecting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            _, writer = await connecting
+            writer.transport.abort()
+            await asyncio.sleep(0)
+    assert link.fileno() == -1
+    assert not asyncio.get_running_loop().remove_reader(descriptor), "raises if a transport has it still"

@@ -14,6 +14,8 @@ from h2.connection import H2Connection
 from h2.events import RemoteSettingsChanged, RequestReceived, WindowUpdated
 from h2.exceptions import ProtocolError
 
+from tests.virtual.small_server import stop_accepting
+
 
 class End(enum.Enum):
     """How the body ends."""
@@ -159,10 +161,12 @@ async def small_http2(
     try:
         yield server
     finally:
-        listening.close()
-        for task in list(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop_accepting(listening)
+        while tasks:  # a connection that shook hands just now comes while the others end
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)
         await listening.wait_closed()
         async with asyncio.timeout(10):
             # before Python 3.12 that does not wait for those that still shake hands

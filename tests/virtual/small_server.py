@@ -108,6 +108,13 @@ class SmallServer:
         return answer.cut_after is None and version != "HTTP/1.0"
 
 
+async def stop_accepting(listening: asyncio.Server) -> None:
+    """Close the listening socket; not between a connection's accept and its transport, which would leave it open."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+    listening.close()
+
+
 @contextlib.asynccontextmanager
 async def small_server(handler: Handler) -> AsyncIterator[SmallServer]:
     """Serve inside the block; raises at its end what went wrong in a handler, or in reading what was sent."""
@@ -130,7 +137,7 @@ async def small_server(handler: Handler) -> AsyncIterator[SmallServer]:
     try:
         yield server
     finally:
-        listening.close()
+        await stop_accepting(listening)
         while tasks:  # a connection that was accepted just now comes while the others end
             for task in tasks:
                 task.cancel()

@@ -111,6 +111,10 @@ def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
     return int(words[1]), headers
 
 
+FIRST_STEPS: Final = 3
+"""Turns of the event loop until a connection that is being opened has a transport that can be closed."""
+
+
 async def connect_as_device(
     host: str, port: int, tls: ssl.SSLContext | None
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -127,8 +131,7 @@ async def connect_as_device(
             link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_WINDOW_BYTES)
             link.setblocking(False)
             await loop.sock_connect(link, address)
-            name = host if tls is not None else None
-            return await asyncio.open_connection(sock=link, ssl=tls, server_hostname=name, limit=HEAD_MAX_BYTES)
+            return await _streams(link, tls, host if tls is not None else None)
         except OSError as error:
             link.close()
             failure = error
@@ -136,6 +139,29 @@ async def connect_as_device(
             link.close()
             raise
     raise failure or OSError(f"{host} has no address")
+
+
+async def _streams(
+    link: socket.socket, tls: ssl.SSLContext | None, name: str | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Return the streams of a connected socket; who is canceled meanwhile leaves nothing open.
+
+    asyncio leaves the socket to a transport that nobody closes if it is canceled before the transport's first step.
+    """
+    opening = asyncio.ensure_future(
+        asyncio.open_connection(sock=link, ssl=tls, server_hostname=name, limit=HEAD_MAX_BYTES)
+    )
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        for _ in range(FIRST_STEPS):
+            await asyncio.sleep(0)
+        opening.cancel()
+        (outcome,) = await asyncio.gather(opening, return_exceptions=True)
+        if isinstance(outcome, tuple):
+            outcome[1].transport.abort()
+        await asyncio.sleep(0)  # for the transport to let go of the socket
+        raise
 
 
 async def _read_head(reader: asyncio.StreamReader) -> bytes:
