@@ -101,12 +101,21 @@ async def test_who_is_canceled_while_connecting_leaves_no_socket_open(
         return open_now(**named)
 
     monkeypatch.setattr(http10.asyncio, "open_connection", opened)
-    trusting = None
+    serving = trusting = None
     if secure:
-        make_tls_files(tmp_path)
+        files = make_tls_files(tmp_path)
+        serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        serving.load_cert_chain(files.certificate, files.key)
         trusting = ssl.create_default_context(cafile=str(tmp_path / "root.crt"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:  # nobody accepts: a handshake gets no answer
-        connecting = asyncio.ensure_future(connect_as_device("127.0.0.1", listening.getsockname()[1], trusting))
+
+    async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(hear, "127.0.0.1", 0, ssl=serving) as server:
+        port = server.sockets[0].getsockname()[1]
+        connecting = asyncio.ensure_future(connect_as_device("127.0.0.1", port, trusting))
         link = await begun
         descriptor = link.fileno()
         for _ in range(turns):
@@ -116,5 +125,8 @@ async def test_who_is_canceled_while_connecting_leaves_no_socket_open(
             _, writer = await connecting
             writer.transport.abort()
             await asyncio.sleep(0)
-    assert link.fileno() == -1
-    assert not asyncio.get_running_loop().remove_reader(descriptor), "raises if a transport has it still"
+        assert link.fileno() == -1
+        assert not asyncio.get_running_loop().remove_reader(descriptor), "raises if a transport has it still"
+        async with asyncio.timeout(10):
+            while getattr(server, "_active_count", 0):  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.001)
