@@ -76,7 +76,7 @@ async def test_both_listeners_ask_first_whether_a_request_can_be_answered_withou
     trusting = ssl.create_default_context(cafile=str(settings.data.certificates / "root.crt"))
     async with httpx.AsyncClient(verify=trusting, timeout=60) as client:
         for url in (server.http, server.https):
-            assert (await client.get(f"{url}/healthz")).status_code == 200
+            assert (await client.get(f"{url}/artifacts/{'0' * 64}")).status_code == 404
     asked_to_stop.set()
     assert await serving
     assert asked == [("http", False), ("http", True), ("https", False), ("https", True)], "then, and only then, by call"

@@ -37,9 +37,9 @@ class Counted:
 
     def answer(self, scope: Scope) -> tuple[Message, Message] | None:
         self.at_once.append(threading.get_ident())
-        if scope["path"] == "/broken":
+        if scope["path"] == "/artifacts/broken":
             raise RuntimeError("a bug")
-        return _answer(SHORT) if scope["path"] == "/short" else None
+        return _answer(SHORT) if scope["path"] == "/artifacts/short" else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.in_loop.append(threading.get_ident())
@@ -66,12 +66,19 @@ def a_client() -> httpx.AsyncClient:
 async def test_what_can_be_answered_at_once_never_gets_to_the_loop(flag: str) -> None:
     app = Counted()
     async with listening(app, at_once=app.answer) as listener:
-        urls = [url_of(listener, path) for path in ("/short", "/long", "/short")]
+        urls = [url_of(listener, path) for path in ("/artifacts/short", "/artifacts/long", "/artifacts/short")]
         answers = [(await curl(flag, url)).body for url in urls]
     assert answers == [SHORT, LONG, SHORT]
     assert app.in_loop == [threading.get_ident()]
     assert threading.get_ident() not in app.at_once
     assert len(app.at_once) == 3
+
+
+async def test_other_requests_are_spared_the_question() -> None:
+    app = Counted()
+    async with listening(app, at_once=app.answer) as listener, a_client() as client:
+        assert (await client.get(url_of(listener, "/DEFAULT/controller/v1/pump-1"))).content == LONG
+    assert app.at_once == []
 
 
 async def test_over_tls_too_and_one_connection_takes_both_ways_in_turn(tmp_path: Path) -> None:
@@ -81,9 +88,9 @@ async def test_over_tls_too_and_one_connection_takes_both_ways_in_turn(tmp_path:
         httpx.AsyncClient(verify=_trusting(tmp_path), http2=True, timeout=WAIT_S) as client,
     ):
         for _ in range(3):
-            assert (await client.get(url_of(listener, "/short"))).content == SHORT
-            assert (await client.post(url_of(listener, "/long"), content=b"!" * 200_000)).content[-1:] == b"!"
-        together = await asyncio.gather(*(client.get(url_of(listener, "/short")) for _ in range(50)))
+            assert (await client.get(url_of(listener, "/artifacts/short"))).content == SHORT
+            assert (await client.post(url_of(listener, "/artifacts/long"), content=b"!" * 200_000)).content[-1:] == b"!"
+        together = await asyncio.gather(*(client.get(url_of(listener, "/artifacts/short")) for _ in range(50)))
     assert {answer.content for answer in together} == {SHORT}
     assert set(app.in_loop) == {threading.get_ident()}
     assert len(app.in_loop) == 3
@@ -93,7 +100,9 @@ async def test_a_bug_in_the_short_way_is_logged_and_the_request_is_answered_all_
     app = Counted()
     with structlog.testing.capture_logs() as logs:
         async with listening(app, at_once=app.answer) as listener, a_client() as client:
-            answers = [(await client.get(url_of(listener, path))).content for path in ("/broken", "/short")]
+            answers = [
+                (await client.get(url_of(listener, path))).content for path in ("/artifacts/broken", "/artifacts/short")
+            ]
     assert answers == [LONG, SHORT]
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["request.not_answered_at_once"]
 
@@ -108,7 +117,7 @@ async def test_a_bug_in_the_whole_servers_short_way_is_logged_and_the_request_is
         app = wrap(Counted(), context, at_once=broken)
         with structlog.testing.capture_logs() as logs:
             async with listening(app, at_once=app.answer_at_once) as listener, a_client() as client:
-                answer = await client.get(url_of(listener, "/any"))
+                answer = await client.get(url_of(listener, "/artifacts/any"))
     assert (answer.content, answer.headers["server"]) == (LONG, "flota")
     assert {entry["event"] for entry in logs if entry["log_level"] == "error"} == {"request.not_answered_at_once"}
 
@@ -116,11 +125,11 @@ async def test_a_bug_in_the_whole_servers_short_way_is_logged_and_the_request_is
 async def test_an_answer_that_cannot_be_sent_ends_that_request_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
     def answer(scope: Scope) -> tuple[Message, Message] | None:
         whole = _answer(SHORT)
-        return whole if scope["path"] == "/short" else (whole[1], whole[1])
+        return whole if scope["path"] == "/artifacts/short" else (whole[1], whole[1])
 
     async with listening(Counted(), at_once=answer) as listener, a_client() as client:
-        assert (await client.get(url_of(listener, "/no-start"))).status_code == 500
-        assert (await client.get(url_of(listener, "/short"))).content == SHORT
+        assert (await client.get(url_of(listener, "/artifacts/no-start"))).status_code == 500
+        assert (await client.get(url_of(listener, "/artifacts/short"))).content == SHORT
         async with asyncio.timeout(WAIT_S):
             while "Application callable raised" not in caplog.text:  # noqa: ASYNC110 - granian logs after its answer
                 await asyncio.sleep(0.01)

@@ -11,12 +11,12 @@ from starlette.routing import Mount
 from flota.server.limits import RequestLimits
 from flota.server.poll_answers import ADMITTED
 from flota.server.problems import EXCEPTION_HANDLERS, UNEXPECTED, problem
+from flota.server.short_way import SHORT_WAY_PREFIX, AnswerAtOnce
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from flota.server.context import ServerContext
-    from flota.server.short_way import AnswerAtOnce
 
 COMMON_HEADERS: Final = ((b"server", b"flota"), (b"x-content-type-options", b"nosniff"))
 """For every answer. Two short ones: an ESP32 reads answers through a buffer of 512 bytes."""
@@ -131,7 +131,7 @@ class Outermost:
                     answer = await self._polls.ask_again(scope, scope[ADMITTED])
                 finally:
                     self._metrics.running -= 1
-            else:  # its listener may have no short way
+            elif path.startswith(SHORT_WAY_PREFIX):  # its listener may have no short way
                 answer = self._asked_at_once(scope)
         if answer is not None:
             start, body = answer

@@ -28,6 +28,9 @@ AnswerAtOnce = Callable[["Scope"], "tuple[Message, Message] | None"]
 """Returns the start and the whole body of an answer (the start's headers are a list of its own), or None for the
 ordinary way. Called in any thread; it must not wait: all other requests of its listener stand behind this one."""
 
+SHORT_WAY_PREFIX: Final = "/artifacts/"
+"""Where there is a short way. Requests for anything else are spared the question: polls come by the ten thousand."""
+
 _SCHEDULER_MAKER: Final = "_new_cbscheduler"
 """What granian makes a scheduler with, of a loop, of the function that answers and more (granian/_futures.py)."""
 
@@ -73,7 +76,7 @@ class LoopBehindShortWay:
         self, callback: Callable[..., object], *arguments: Any, context: Context | None = None
     ) -> asyncio.Handle | None:
         """Do as the loop does, unless what is handed over (a coroutine, and its request) is answered here and now."""
-        if len(arguments) == 2 and self._is_answered(arguments[1]):
+        if len(arguments) == 2 and _may_be_short(arguments[1]) and self._is_answered(arguments[1]):
             arguments[0].close()
             return None
         return self._loop.call_soon_threadsafe(callback, *arguments, context=context)
@@ -81,11 +84,7 @@ class LoopBehindShortWay:
     def _is_answered(self, request: Any) -> bool:
         """Answer, if that is possible. Raises nothing: granian's thread would end, and its listener with it."""
         try:
-            scope, send = request.scope, request.proto.send
-        except AttributeError:  # something else, of another granian's
-            return False
-        try:
-            answer = self._answer(scope)
+            answer = self._answer(request.scope)
         except Exception as error:  # noqa: BLE001 - a bug of ours; the ordinary way may do better
             with contextlib.suppress(Exception):
                 _log.error("request.not_answered_at_once", exc_info=error)
@@ -93,6 +92,7 @@ class LoopBehindShortWay:
         if answer is None:
             return False
         try:
+            send = request.proto.send
             for message in answer:
                 send(message)  # nothing to wait for: the whole body is there
         except Exception as error:  # noqa: BLE001 - half an answer is the ordinary way's end too
@@ -100,3 +100,11 @@ class LoopBehindShortWay:
         else:
             request.done()
         return True
+
+
+def _may_be_short(request: Any) -> bool:
+    try:
+        path: str = request.scope["path"]
+    except (AttributeError, KeyError, TypeError):  # something else, of another granian's
+        return False
+    return path.startswith(SHORT_WAY_PREFIX)
