@@ -13,7 +13,7 @@ from flota.errors import InvalidInput
 from flota.fleet.scope import RESERVED_TENANT_NAMES, check_tenant_name
 from flota.server import app as app_module
 from flota.server.api import ddi
-from flota.server.api.artifacts import ARTIFACTS_PREFIX
+from flota.server.api.artifact_parts import ARTIFACTS_PREFIX
 from flota.server.api.ddi.description import OPENAPI_PATH, openapi_document
 from flota.server.app import PEOPLE_PREFIXES, build_app
 from tests.server.update_fleet import UpdateFleet, an_update_fleet

@@ -8,15 +8,16 @@ import structlog
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from flota.server.api.artifact_parts import ARTIFACTS_PREFIX
 from flota.server.limits import RequestLimits
 from flota.server.poll_answers import ADMITTED
 from flota.server.problems import EXCEPTION_HANDLERS, UNEXPECTED, problem
-from flota.server.short_way import SHORT_WAY_PREFIX, AnswerAtOnce
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from flota.server.context import ServerContext
+    from flota.server.short_way import AnswerAtOnce
 
 COMMON_HEADERS: Final = ((b"server", b"flota"), (b"x-content-type-options", b"nosniff"))
 """For every answer. Two short ones: an ESP32 reads answers through a buffer of 512 bytes."""
@@ -39,7 +40,7 @@ def build_app(context: ServerContext) -> Outermost:
     DDI comes last: its first path segment is a tenant's name, so its routes would match anything else's.
     """
     from flota.server.api import ddi, events, health, http_update
-    from flota.server.api.artifacts import ARTIFACTS_PREFIX, ArtifactApi
+    from flota.server.api.artifacts import ArtifactApi
     from flota.server.api.aws_iot.files import AwsIotFiles
     from flota.server.api.blynk import shipments as blynk_shipments
     from flota.server.api.blynk.files import BlynkFiles
@@ -131,7 +132,7 @@ class Outermost:
                     answer = await self._polls.ask_again(scope, scope[ADMITTED])
                 finally:
                     self._metrics.running -= 1
-            elif path.startswith(SHORT_WAY_PREFIX):  # its listener may have no short way
+            elif path.startswith(ARTIFACTS_PREFIX):  # its listener may have no short way
                 answer = self._asked_at_once(scope)
         if answer is not None:
             start, body = answer

@@ -1,7 +1,7 @@
 """Answers given in the thread in which granian calls Python, without the way through the event loop and back.
 
 To hand a request over to the loop, and its answer back, costs two changes of thread, with the interpreter's lock each
-time. For a small part of an image, of which a device fetches hundreds one after the other, that is a third of all the
+time. For a small part of an image, of which a device fetches hundreds one after the other, that is a quarter of all the
 work (docs/adr/0010-embedded-granian.md). What needs no waiting is answered before; whatever else goes the ordinary way.
 
 granian has no hook for it. Its function that runs a server is given another maker of the scheduler that hands requests
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from flota.server.api.artifact_parts import ARTIFACTS_PREFIX
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable
     from contextvars import Context
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
 AnswerAtOnce = Callable[["Scope"], "tuple[Message, Message] | None"]
 """Returns the start and the whole body of an answer (the start's headers are a list of its own), or None for the
 ordinary way. Called in any thread; it must not wait: all other requests of its listener stand behind this one."""
-
-SHORT_WAY_PREFIX: Final = "/artifacts/"
-"""Where there is a short way. Requests for anything else are spared the question: polls come by the ten thousand."""
 
 _SCHEDULER_MAKER: Final = "_new_cbscheduler"
 """What granian makes a scheduler with, of a loop, of the function that answers and more (granian/_futures.py)."""
@@ -103,8 +102,9 @@ class LoopBehindShortWay:
 
 
 def _may_be_short(request: Any) -> bool:
+    """Whether it is worth the question: polls, which come by the ten thousand, are spared it."""
     try:
         path: str = request.scope["path"]
     except (AttributeError, KeyError, TypeError):  # something else, of another granian's
         return False
-    return path.startswith(SHORT_WAY_PREFIX)
+    return path.startswith(ARTIFACTS_PREFIX)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from flota.server.context import ServerContext
 
+ARTIFACTS_PREFIX: Final = "/artifacts/"
+"""What paths of artifacts begin with; their SHA-256 follows."""
+
 PART_MAX_BYTES: Final = 64 * 1024
 """Read while other requests wait, and held in memory until the peer took it."""
 

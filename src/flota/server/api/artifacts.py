@@ -31,7 +31,7 @@ from flota.protocols.http_range import (
     parse_range,
     unsatisfied_content_range,
 )
-from flota.server.api.artifact_parts import ArtifactParts
+from flota.server.api.artifact_parts import ARTIFACTS_PREFIX, ArtifactParts
 from flota.server.api.file_bodies import FILE_BODIES
 from flota.server.auth import Permission, authenticate, require
 from flota.server.problems import problem, problem_response
@@ -139,8 +139,6 @@ class ArtifactResponse(Response):
 
 KNOWN_PATHS: Final = 256
 """Artifacts whose place on disk is remembered: it depends on nothing but the digest."""
-
-ARTIFACTS_PREFIX: Final = "/artifacts/"
 
 
 class ArtifactApi:

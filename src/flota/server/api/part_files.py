@@ -24,7 +24,7 @@ BLOCKS_KEPT_MAX: Final = 128
 
 LOOK_EVERY_S: Final = 0.02
 """A file is looked at before it is read from, to see that it is still there, if that was not done for so long. The look
-is a system call, and to do it for every part costs as much as all the rest of the answer."""
+is a system call: one for every part cost 12 us of CPU, of 82 in all (docs/adr/0010-embedded-granian.md)."""
 
 IDLE_S: Final = 2.0
 """A file of which no part was asked for so long is closed: what was deleted meanwhile keeps its room on the disk."""
